@@ -1,0 +1,64 @@
+# Needs only python3 (3.11 or newer) and make; everything else goes into .venv.
+PYTHON ?= python3
+ARGS ?=
+BIN := .venv/bin
+READY := .venv/.ready
+LOGDIR ?= outputs
+PORT ?= 6006
+
+.DEFAULT_GOAL := help
+.PHONY: help install train test test-slow lint format types tensorboard constraints clean
+
+help: ## Show this list
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-13s %s\n", $$1, $$2}'
+	@printf '\n  make train ARGS="model=resnet50 data=cifar10"   passes overrides on\n'
+
+install: $(READY) ## Create .venv and install everything, at the versions of constraints.txt
+
+# uv where it is (or can be had from pip), else pip alone.
+$(READY): pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+	  { echo "error: Python 3.11 or newer is needed; name one with PYTHON=/path/to/python3.12"; exit 1; }
+	@set -e; \
+	uv=$$(command -v uv || true); \
+	if [ -n "$$uv" ]; then \
+	  [ -x $(BIN)/python ] || "$$uv" venv -q --python "$$(command -v $(PYTHON))" .venv; \
+	else \
+	  [ -x $(BIN)/python ] || $(PYTHON) -m venv .venv || \
+	    { rm -rf .venv; echo "error: $(PYTHON) cannot make a virtual environment; install uv, or your system's package python3-venv"; exit 1; }; \
+	  $(BIN)/python -m pip install -q uv && uv=$(BIN)/uv || echo "uv is not to be had; pip does the work"; \
+	fi; \
+	if [ -n "$$uv" ]; then \
+	  "$$uv" pip install -q --python $(BIN)/python -c constraints.txt -e '.[dev]'; \
+	else \
+	  $(BIN)/python -m pip install -q -c constraints.txt -e '.[dev]'; \
+	fi
+	@touch $@
+
+train: $(READY) ## Train ResNet-20 on handwritten digits (about a minute on two cores)
+	@$(BIN)/python train.py $(ARGS)
+
+test: $(READY) ## Run the tests
+	@$(BIN)/python -m pytest -q $(ARGS)
+
+test-slow: $(READY) ## Run the long tests as well
+	@$(BIN)/python -m pytest -q -m "" $(ARGS)
+
+lint: $(READY) ## Check style and format
+	@$(BIN)/ruff check . && $(BIN)/ruff format --check .
+
+format: $(READY) ## Put the code into format
+	@$(BIN)/ruff check --fix . && $(BIN)/ruff format .
+
+types: $(READY) ## Check types
+	@$(BIN)/mypy
+
+tensorboard: $(READY) ## Open TensorBoard on localhost: LOGDIR=outputs PORT=6006
+	@$(BIN)/tensorboard --logdir $(LOGDIR) --host localhost --port $(PORT)
+
+constraints: ## Pin the newest versions in constraints.txt (needs uv)
+	uv pip compile -q --upgrade --universal --extra dev --no-annotate --no-header --no-emit-index-url \
+	  --no-emit-find-links pyproject.toml -o constraints.txt
+
+clean: ## Remove .venv and caches; runs stay
+	rm -rf .venv .mypy_cache .ruff_cache .pytest_cache build src/*.egg-info

@@ -1,0 +1,46 @@
+"""TensorBoard as this project uses it."""
+
+from typing import Any
+
+from lightning.pytorch.loggers import TensorBoardLogger
+from lightning.pytorch.utilities import rank_zero_only
+
+
+class Board(TensorBoardLogger):
+    """Lightning's TensorBoardLogger, writing into `save_dir` itself.
+
+    Every epoch figure ("train/loss", "val/acc", ...) is written against the optimizer step, as
+    Lightning does, and once more as "by_epoch/..." against the number of epochs done, since
+    steps of different batch sizes cannot be compared. There is no hp_metric of -1: HPARAMS is
+    written when the run knows its result (`log_result`).
+    """
+
+    def __init__(self, save_dir: str) -> None:
+        super().__init__(save_dir, name="", version="", default_hp_metric=False)
+
+    @rank_zero_only
+    def log_metrics(self, metrics: dict[str, float], step: int | None = None) -> None:
+        metrics = dict(metrics)
+        epoch = metrics.pop("epoch", None)
+        super().log_metrics(metrics, step)
+        if epoch is not None:
+            by_epoch = {
+                f"by_epoch/{key.replace('/', '_')}": value
+                for key, value in metrics.items()
+                if key.startswith(("train/", "val/"))
+            }
+            super().log_metrics(by_epoch, int(epoch) + 1)
+
+    @rank_zero_only
+    def save(self) -> None:
+        """Lightning's would add hparams.yaml; the run folder has the whole config already."""
+
+    @rank_zero_only
+    def log_config(self, text: str) -> None:
+        """Show the run's config (YAML) under TEXT."""
+        self.experiment.add_text("config", "```yaml\n" + text + "\n```")
+
+    @rank_zero_only
+    def log_result(self, config: dict[str, Any], scores: dict[str, float], step: int) -> None:
+        """Show the run in HPARAMS: its choices and its final scores."""
+        self.log_hyperparams(config, {f"final/{k}": v for k, v in scores.items()}, step)

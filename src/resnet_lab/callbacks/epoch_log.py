@@ -1,0 +1,122 @@
+"""What every epoch leaves behind: a row in metrics.csv, a line in the log, points on the board."""
+
+import csv
+import logging
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning.pytorch import Callback, LightningModule, Trainer
+
+from resnet_lab.screen import duration
+
+log = logging.getLogger(__name__)
+
+COLUMNS = (
+    "epoch",
+    "step",
+    "lr",
+    "train/loss",
+    "train/acc",
+    "val/loss",
+    "val/acc",
+    "images_per_second",
+    "train_seconds",
+)
+
+
+class EpochLog(Callback):
+    """Keeps `metrics.csv` in `run_dir` (a row an epoch), and measures the training speed.
+
+    Speed is training images of all devices divided by the time spent in training steps and what
+    feeds them, without validation and checkpoints. Every `trainer.log_every_n_steps` steps the
+    loss of that step (on the first device) and the learning rate go to the loggers.
+    """
+
+    def __init__(self, run_dir: str) -> None:
+        self.path = Path(run_dir, "metrics.csv")
+        self.images = 0
+        self.train_seconds = 0.0
+        self._epoch_images = 0
+        self._epoch_seconds = 0.0
+        self._since = 0.0
+
+    @property
+    def images_per_second(self) -> float:
+        """Over the whole run, resumed parts included."""
+        return self.images / self.train_seconds if self.train_seconds else 0.0
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"images": self.images, "train_seconds": self.train_seconds}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self.images = state_dict["images"]
+        self.train_seconds = state_dict["train_seconds"]
+
+    def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._epoch_images = 0
+        self._epoch_seconds = 0.0
+        self._since = time.monotonic()
+
+    def _stop_clock(self, pl_module: LightningModule) -> None:
+        if pl_module.device.type == "cuda":
+            torch.cuda.synchronize(pl_module.device)  # steps are queued, not done
+        self._epoch_seconds += time.monotonic() - self._since
+
+    def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if trainer.training or trainer.validating:
+            self._stop_clock(pl_module)
+
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._since = time.monotonic()
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        self._epoch_images += len(batch[1]) * trainer.world_size
+        step = trainer.global_step
+        if step % trainer.log_every_n_steps == 0:
+            figures = {"train/loss_step": float(outputs["loss"].detach()), "lr": _lr(trainer)}
+            for logger in trainer.loggers:
+                logger.log_metrics(figures, step)
+
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._stop_clock(pl_module)
+        self.images += self._epoch_images
+        self.train_seconds += self._epoch_seconds
+        speed = self._epoch_images / self._epoch_seconds
+        pl_module.log("images_per_second", speed, rank_zero_only=True)
+        # The classifier logs these in its own hook, which comes after this one.
+        train = pl_module.train_tally.compute()  # type: ignore[operator,union-attr]
+        row: dict[str, float | int] = {
+            "epoch": trainer.current_epoch + 1,
+            "step": trainer.global_step,
+            "lr": _lr(trainer),
+            "images_per_second": round(speed, 1),
+            "train_seconds": round(self._epoch_seconds, 3),
+            **{f"train/{name}": float(value) for name, value in train.items()},
+            **{k: float(v) for k, v in trainer.callback_metrics.items() if k.startswith("val/")},
+        }
+        if not trainer.is_global_zero or trainer.fast_dev_run:  # type: ignore[attr-defined]
+            return
+        self._append(row)
+        val = f"val {row['val/loss']:.4f} {row['val/acc']:.4f}   " if "val/acc" in row else ""
+        total = trainer.max_epochs if (trainer.max_epochs or -1) > 0 else "?"
+        log.info(
+            f"epoch {row['epoch']:>3}/{total}   train {row['train/loss']:.4f} "
+            f"{row['train/acc']:.4f}   {val}lr {row['lr']:.2g}   {speed:,.0f} images/s   "
+            f"{duration(self._epoch_seconds)}"
+        )
+
+    def _append(self, row: dict[str, float | int]) -> None:
+        new = not self.path.exists()
+        with self.path.open("a", newline="") as file:
+            writer = csv.DictWriter(file, COLUMNS)
+            if new:
+                writer.writeheader()
+            writer.writerow(row)
+
+
+def _lr(trainer: Trainer) -> float:
+    return float(trainer.optimizers[0].param_groups[0]["lr"])

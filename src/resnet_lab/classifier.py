@@ -1,0 +1,134 @@
+"""The LightningModule around any net that turns images into logits."""
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from lightning.pytorch import LightningModule
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.optim import Optimizer
+from torchmetrics import Metric
+
+Batch = tuple[Tensor, Tensor]
+
+
+class Tally(Metric):
+    """Mean loss and accuracy over an epoch and over all ranks, each image counted once.
+
+    Sums stay on the device until `compute`, which gives `{"loss": [], "acc": []}`: updating it
+    in a step does not wait for the device.
+    """
+
+    full_state_update = False
+    loss_sum: Tensor
+    correct: Tensor
+    count: Tensor
+
+    def __init__(self) -> None:
+        super().__init__()
+        # In doubles the sum does not depend on the order of the batches; MPS has none.
+        floats = torch.float32 if torch.backends.mps.is_available() else torch.float64
+        self.add_state("loss_sum", torch.zeros((), dtype=floats), dist_reduce_fx="sum")
+        self.add_state("correct", torch.zeros((), dtype=torch.long), dist_reduce_fx="sum")
+        self.add_state("count", torch.zeros((), dtype=torch.long), dist_reduce_fx="sum")
+
+    def update(self, loss_sum: Tensor, logits: Tensor, labels: Tensor) -> None:
+        """Add a batch: its summed loss [], logits [b, classes], labels [b] (-1: not counted)."""
+        self.loss_sum += loss_sum
+        self.correct += (logits.argmax(dim=1) == labels).sum()
+        self.count += (labels >= 0).sum()
+
+    def compute(self) -> dict[str, Tensor]:
+        return {"loss": self.loss_sum / self.count, "acc": self.correct / self.count}
+
+
+class Classifier(LightningModule):
+    """Trains `net` by cross-entropy and keeps the score.
+
+    net: images [b, channels, height, width] -> logits [b, num_classes].
+    optimizer: called with the parameter groups.
+    scheduler: called with (optimizer, total_steps, steps_per_epoch); see `schedule.py`.
+    label_smoothing: share of the target given to all classes alike, in training only
+        (Szegedy et al. 2015, arXiv 1512.00567, section 7).
+    decay_norm_and_bias: whether weight decay also acts on parameters of one dimension.
+    """
+
+    def __init__(
+        self,
+        net: nn.Module,
+        optimizer: Callable[..., Optimizer],
+        scheduler: Callable[..., Any],
+        num_classes: int,
+        label_smoothing: float = 0.0,
+        decay_norm_and_bias: bool = True,
+    ) -> None:
+        super().__init__()
+        self.net = net
+        self.num_classes = num_classes
+        self.label_smoothing = label_smoothing
+        self.decay_norm_and_bias = decay_norm_and_bias
+        self._optimizer = optimizer
+        self._scheduler = scheduler
+        self.train_tally, self.val_tally, self.test_tally = Tally(), Tally(), Tally()
+
+    def forward(self, images: Tensor) -> Tensor:
+        return self.net(images)
+
+    def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
+        images, labels = batch
+        logits = self.net(images)
+        loss = F.cross_entropy(logits, labels, label_smoothing=self.label_smoothing)
+        self.train_tally.update(loss.detach() * len(labels), logits.detach(), labels)
+        return loss
+
+    def _evaluate(self, batch: Batch, tally: Tally) -> None:
+        images, labels = batch
+        logits = self.net(images)
+        loss_sum = F.cross_entropy(logits, labels, ignore_index=-1, reduction="sum")
+        tally.update(loss_sum, logits, labels)
+
+    def validation_step(self, batch: Batch, batch_idx: int) -> None:
+        self._evaluate(batch, self.val_tally)
+
+    def test_step(self, batch: Batch, batch_idx: int) -> None:
+        self._evaluate(batch, self.test_tally)
+
+    def _close(self, split: str, tally: Tally) -> None:
+        scores = {f"{split}/{name}": value.float() for name, value in tally.compute().items()}
+        # Lightning would count the step before the last as done.
+        self.log_dict(
+            scores | {"step": float(self.global_step), "epoch": float(self.current_epoch)}
+        )
+        tally.reset()
+
+    def on_train_epoch_end(self) -> None:
+        self._close("train", self.train_tally)
+
+    def on_validation_epoch_end(self) -> None:
+        self._close("val", self.val_tally)
+
+    def on_test_epoch_end(self) -> None:
+        self._close("test", self.test_tally)
+
+    def configure_optimizers(self) -> dict[str, Any]:
+        optimizer = self._optimizer(self.parameter_groups())
+        total_steps = self.trainer.estimated_stepping_batches
+        batches = self.trainer.num_training_batches
+        steps_per_epoch = math.ceil(batches / self.trainer.accumulate_grad_batches)
+        scheduler = self._scheduler(optimizer, total_steps, steps_per_epoch)
+        return {
+            "optimizer": optimizer,
+            "lr_scheduler": {"scheduler": scheduler, "interval": "step"},
+        }
+
+    def parameter_groups(self) -> list[dict[str, Any]]:
+        """Trainable parameters; those of one dimension apart where they shall not decay."""
+        parameters = [p for p in self.net.parameters() if p.requires_grad]
+        if self.decay_norm_and_bias:
+            return [{"params": parameters}]
+        return [
+            {"params": [p for p in parameters if p.ndim > 1]},
+            {"params": [p for p in parameters if p.ndim <= 1], "weight_decay": 0.0},
+        ]

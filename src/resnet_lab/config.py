@@ -1,0 +1,412 @@
+"""What a config may say, and one sentence for each thing it may not; imports no torch.
+
+`CheckAndClaim` is the Hydra callback that runs before every single run: it checks the composed
+config and gives the run a folder of its own. `one_sentence_errors` wraps the command line.
+"""
+
+import difflib
+import itertools
+import os
+import re
+import sys
+import traceback
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.errors import (
+    ConfigCompositionException,
+    HydraException,
+    MissingConfigException,
+    OverrideParseException,
+)
+from hydra.experimental.callback import Callback
+from omegaconf import DictConfig, ListConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from resnet_lab.models import family
+
+SOURCE_FOLDER = Path(__file__).resolve().parent
+CONF = SOURCE_FOLDER.parents[1] / "conf"
+
+PRECISIONS = ("auto", "32", "bf16-mixed", "16-mixed", "64", "bf16-true", "16-true", "32-true")
+
+
+def _number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
+
+
+def _whole(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)
+
+
+def _devices(value: Any) -> bool:
+    if isinstance(value, list):
+        return len(value) > 0 and all(_whole(v) and v >= 0 for v in value)
+    return value == "auto" or value == -1 or (_whole(value) and value >= 1)
+
+
+Rule = tuple[Callable[[Any], bool], str]
+
+_POSITIVE: Rule = (lambda v: _number(v) and v > 0, "a number above 0")
+_NOT_NEGATIVE: Rule = (lambda v: _number(v) and v >= 0, "a number of 0 or more")
+_SHARE: Rule = (lambda v: _number(v) and 0 <= v < 1, "a number from 0 to below 1")
+_COUNT: Rule = (lambda v: _whole(v) and v >= 1, "a whole number of 1 or more")
+_WHOLE: Rule = (lambda v: _whole(v) and v >= 0, "a whole number of 0 or more")
+_YES_NO: Rule = (lambda v: isinstance(v, bool), "true or false")
+_TRIPLE: Rule = (
+    lambda v: isinstance(v, list) and len(v) == 3 and all(_number(x) for x in v),
+    "three numbers such as [0.49, 0.48, 0.45], one for each of red, green and blue",
+)
+_PART: Rule = (
+    lambda v: (_whole(v) and v >= 0) or (isinstance(v, float) and 0 <= v <= 1),
+    "a share from 0.0 to 1.0 or a whole number of batches",
+)
+
+
+def _one_of(*choices: str) -> Rule:
+    return lambda v: v in choices, "one of " + ", ".join(choices)
+
+
+def _or_null(rule: Rule) -> Rule:
+    holds, allowed = rule
+    return lambda v: v is None or holds(v), allowed + ", or null"
+
+
+RULES: dict[str, Rule] = {
+    "seed": (lambda v: _whole(v) and 0 <= v < 2**32, "a whole number from 0 to 4294967295"),
+    "classifier.label_smoothing": _SHARE,
+    "classifier.decay_norm_and_bias": _YES_NO,
+    "data.batch_size": _COUNT,
+    "data.eval_batch_size": _or_null(_COUNT),
+    "data.num_classes": _or_null((lambda v: _whole(v) and v >= 2, "a whole number of 2 or more")),
+    "data.image_size": _or_null((lambda v: _whole(v) and v >= 8, "a whole number of 8 or more")),
+    "data.train_size": _or_null(_COUNT),
+    "data.val_size": (
+        lambda v: _number(v) and (0 <= v < 1 or _whole(v) and v >= 1),
+        "a share from 0 to below 1, or a whole number of images",
+    ),
+    "data.mean": _or_null(_TRIPLE),
+    "data.std": _or_null(
+        (lambda v: _TRIPLE[0](v) and all(x > 0 for x in v), _TRIPLE[1] + ", above 0")
+    ),
+    "data.crop_padding": _WHOLE,
+    "data.flip": _YES_NO,
+    "data.cutout": _WHOLE,
+    "data.random_resized_crop": (
+        lambda v: (
+            isinstance(v, list)
+            and len(v) == 2
+            and all(_number(x) for x in v)
+            and 0 < v[0] <= v[1] <= 1
+        ),
+        "the smallest and the largest share of the area, such as [0.08, 1.0]",
+    ),
+    "data.workers": _or_null(_WHOLE),
+    "data.memory_limit": _NOT_NEGATIVE,
+    "optimizer.lr": _POSITIVE,
+    "optimizer.momentum": _SHARE,
+    "optimizer.weight_decay": _NOT_NEGATIVE,
+    "optimizer.nesterov": _YES_NO,
+    "optimizer.betas": (
+        lambda v: isinstance(v, list) and len(v) == 2 and all(_SHARE[0](x) for x in v),
+        "two numbers from 0 to below 1, such as [0.9, 0.999]",
+    ),
+    "scheduler.unit": _one_of("epoch", "step", "run"),
+    "scheduler.milestones": (
+        lambda v: (
+            isinstance(v, list)
+            and all(_number(x) and x > 0 for x in v)
+            and all(a < b for a, b in itertools.pairwise(v))
+        ),
+        "a rising list of numbers above 0",
+    ),
+    "scheduler.gamma": _POSITIVE,
+    "scheduler.warmup": _NOT_NEGATIVE,
+    "scheduler.warmup_from": _NOT_NEGATIVE,
+    "scheduler.warmup_shape": _one_of("linear", "constant"),
+    "scheduler.peak": (lambda v: _number(v) and 0 < v < 1, "a number between 0 and 1"),
+    "scheduler.start": _NOT_NEGATIVE,
+    "scheduler.final": _NOT_NEGATIVE,
+    "trainer.accelerator": _one_of("auto", "cpu", "gpu", "cuda", "mps"),
+    "trainer.devices": (_devices, "a whole number of 1 or more, a list like [0,1], or auto"),
+    "trainer.num_nodes": _COUNT,
+    "trainer.precision": (
+        lambda v: str(v) in PRECISIONS and not isinstance(v, bool),
+        "one of " + ", ".join(PRECISIONS),
+    ),
+    "trainer.max_epochs": _or_null(
+        (lambda v: _whole(v) and (v >= 1 or v == -1), "a whole number of 1 or more, -1")
+    ),
+    "trainer.max_steps": (
+        lambda v: _whole(v) and (v >= 1 or v == -1),
+        "a whole number of 1 or more, or -1 for no limit",
+    ),
+    "trainer.accumulate_grad_batches": _COUNT,
+    "trainer.gradient_clip_val": _or_null(_POSITIVE),
+    "trainer.check_val_every_n_epoch": _COUNT,
+    "trainer.log_every_n_steps": _COUNT,
+    "trainer.limit_train_batches": _or_null(_PART),
+    "trainer.limit_val_batches": _or_null(_PART),
+    "trainer.limit_test_batches": _or_null(_PART),
+    "trainer.fast_dev_run": (
+        lambda v: isinstance(v, bool) or (_whole(v) and v >= 1),
+        "true, false or a number of batches",
+    ),
+    "trainer.sync_batchnorm": _YES_NO,
+}
+
+
+def _plain(cfg: DictConfig, key: str) -> Any:
+    value = OmegaConf.select(cfg, key)
+    if isinstance(value, DictConfig | ListConfig):
+        return OmegaConf.to_container(value, resolve=True)
+    return value
+
+
+def check(cfg: DictConfig) -> None:
+    """Raise ValueError, a line for each thing that this composed config gets wrong.
+
+    All that the config alone tells: types, ranges, impossible networks, values that contradict
+    each other. What only the data or the machine can tell is left to `experiment.build`.
+    """
+    missing = sorted(_missing(OmegaConf.to_container(cfg)))
+    faults = [f"{key} has no default: give {key}=..." for key in missing]
+    for key, (holds, allowed) in RULES.items():
+        if key in missing or OmegaConf.select(cfg, key, default=_ABSENT) is _ABSENT:
+            continue
+        value = _plain(cfg, key)
+        if not holds(value):
+            faults.append(f"{key}={_spelled(value)}: must be {allowed}.")
+    if not faults:
+        faults = list(_contradictions(cfg))
+    if faults:
+        raise ValueError("\n".join(faults))
+
+
+_ABSENT = object()
+
+
+def _missing(node: Any, key: str = "") -> Iterator[str]:
+    # OmegaConf.missing_keys would resolve interpolations, and run_dir is not known yet.
+    if node == "???" and not key.startswith("hydra."):
+        yield key
+    elif isinstance(node, dict):
+        for name, child in node.items():
+            yield from _missing(child, f"{key}.{name}" if key else str(name))
+
+
+def _spelled(value: Any) -> str:
+    """As one would type it on the command line."""
+    if value is None or isinstance(value, bool):
+        return {None: "null", True: "true", False: "false"}[value]
+    if isinstance(value, list):
+        return "[" + ",".join(map(_spelled, value)) + "]"
+    return str(value)
+
+
+def _contradictions(cfg: DictConfig) -> Iterator[str]:
+    model = _plain(cfg, "model")
+    data_classes, model_classes = cfg.data.num_classes, model.get("num_classes")
+    if data_classes is not None and model_classes is not None and data_classes != model_classes:
+        yield (
+            f"model.num_classes={model_classes}: the data has {data_classes} classes "
+            "(data.num_classes); leave model.num_classes out, it follows the data."
+        )
+    try:
+        family.check(model["_target_"], {k: v for k, v in model.items() if k != "_target_"})
+    except ValueError as error:
+        yield f"model.{error}"
+
+    root = cfg.data.get("root")
+    if _plain(cfg, "data.source._target_").endswith(".ImageFolder"):
+        for folder in (Path(root), Path(root, "train"), Path(root, "test")):
+            if not folder.is_dir():
+                yield (
+                    f"data.root={root}: there is no folder {folder}; data.root must hold train/ "
+                    "and test/ (and may hold val/), each with one folder of images per class."
+                )
+                break
+
+    trainer = cfg.trainer
+    ranks = _plain(cfg, "trainer.devices")
+    ranks = len(ranks) if isinstance(ranks, list) else ranks
+    if _whole(ranks) and ranks > 0:
+        ranks *= trainer.num_nodes
+        if cfg.data.batch_size % ranks:
+            yield undivided(cfg.data.batch_size, ranks)
+    if (trainer.max_epochs or -1) < 1 and trainer.max_steps < 1 and not trainer.fast_dev_run:
+        yield "trainer.max_epochs and trainer.max_steps are both without limit: set one of them."
+    optimizer = cfg.optimizer
+    if optimizer.get("nesterov") and not optimizer.get("momentum"):
+        yield "optimizer.nesterov=true: needs optimizer.momentum above 0."
+    if cfg.scheduler.get("unit") == "run":
+        for key in ("milestones", "warmup"):
+            value = _plain(cfg, f"scheduler.{key}") or 0
+            if max(value if isinstance(value, list) else [value]) >= 1:
+                yield (
+                    f"scheduler.{key}={_spelled(value)}: with scheduler.unit=run these are "
+                    "fractions of the run, below 1; for others set scheduler.unit=epoch or step."
+                )
+    size = cfg.data.image_size
+    if size is not None and cfg.data.cutout > size:
+        yield f"data.cutout={cfg.data.cutout}: larger than the image ({size} pixels)."
+
+
+def undivided(batch_size: int, ranks: int) -> str:
+    """The sentence for a global batch that cannot be dealt out evenly."""
+    lower = batch_size // ranks * ranks
+    nearest = f"{lower} or {lower + ranks}" if lower else f"{lower + ranks}"
+    return (
+        f"data.batch_size={batch_size}: the global batch is dealt out evenly, and {ranks} devices "
+        f"do not divide it; use {nearest}."
+    )
+
+
+class CheckAndClaim(Callback):
+    """Before a single run: check the config, then make its folder, which no other run can have.
+
+    The folder's name holds the second; when two runs start in the same one, the later gets -2.
+    A folder that the user names must not hold a run already.
+    """
+
+    def on_run_start(self, config: DictConfig, **_: Any) -> None:
+        # Hydra turns exceptions of callbacks into warnings, but lets SystemExit pass.
+        try:
+            check(config)
+            if "LOCAL_RANK" not in os.environ:  # else a process of a run that has its folder
+                named = any(o.startswith("hydra.run.dir=") for o in config.hydra.overrides.hydra)
+                folder = claim(Path(config.hydra.run.dir), named)
+                OmegaConf.set_readonly(config.hydra, False)
+                config.hydra.run.dir = str(folder)
+        except (ValueError, OSError, OmegaConfBaseException) as error:
+            if os.environ.get("HYDRA_FULL_ERROR") == "1" and not _QUIET:
+                traceback.print_exc()
+            raise SystemExit(f"error: {_first_lines(error)}") from None
+
+
+def claim(folder: Path, named: bool = False) -> Path:
+    """Make `folder` (or `folder`-2, -3, ... where it exists) and return it.
+
+    `named`: the user chose it, so it is taken as it is. ValueError where it holds a run.
+    """
+    if named:
+        if (folder / "config.yaml").exists():
+            raise ValueError(f"hydra.run.dir={folder}: holds a run already; name another folder.")
+        folder.mkdir(parents=True, exist_ok=True)
+        return folder
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    for n in itertools.count(1):
+        candidate = folder if n == 1 else folder.with_name(f"{folder.name}-{n}")
+        try:
+            candidate.mkdir()
+        except FileExistsError:
+            continue
+        return candidate
+    raise AssertionError
+
+
+_QUIET = False  # True while one_sentence_errors has set HYDRA_FULL_ERROR itself
+
+
+@contextmanager
+def one_sentence_errors() -> Iterator[None]:
+    """Turn a user's mistake into one message on stderr and exit status 1.
+
+    A mistake is: anything Hydra refuses to compose, and a ValueError raised by our own code
+    (also inside a `_target_`). Everything else keeps its traceback; with the environment
+    variable HYDRA_FULL_ERROR=1 everything does.
+    """
+    global _QUIET
+    if os.environ.get("HYDRA_FULL_ERROR") == "1":
+        yield
+        return
+    # Hydra prints and exits by itself unless this is set; we want the exception.
+    os.environ["HYDRA_FULL_ERROR"] = "1"
+    _QUIET = True
+    try:
+        yield
+    except Exception as error:
+        message = _sentence(error)
+        if message is None:
+            raise
+        sys.exit(f"error: {message}")
+    finally:
+        _QUIET = False
+        os.environ.pop("HYDRA_FULL_ERROR", None)
+
+
+def _sentence(error: BaseException) -> str | None:
+    if isinstance(error, MissingConfigException | ConfigCompositionException):
+        return _composition_sentence(error)
+    if isinstance(error, OverrideParseException):
+        return f"{error.override}: cannot be read; write key=value, with quotes around blanks."
+    while type(error).__name__ == "InstantiationException" and error.__cause__ is not None:
+        error = error.__cause__
+    if isinstance(error, ValueError):
+        frames = traceback.extract_tb(error.__traceback__)
+        if frames and Path(frames[-1].filename).is_relative_to(SOURCE_FOLDER):
+            return str(error)
+        return None
+    if isinstance(error, HydraException | OmegaConfBaseException):
+        return _first_lines(error)
+    return None
+
+
+def _first_lines(error: BaseException) -> str:
+    # OmegaConf adds lines on its inner types from the second paragraph on.
+    lines = [line for line in str(error).splitlines() if "object_type=" not in line]
+    return "\n".join(line.strip() for line in lines if line.strip())
+
+
+def _composition_sentence(error: BaseException) -> str:
+    text = str(error)
+    if match := re.search(r"Could not find '([\w./-]+)/([^/']+)'", text):
+        group, wanted = match.groups()
+        return f"{group}={wanted}: there is no such choice; {_offer(wanted, _choices(group))}"
+    if match := re.search(r"Could not override '([^']+)'", text):
+        return _unknown_key(match[1])
+    return _first_lines(error)
+
+
+def _choices(group: str) -> list[str]:
+    folder = CONF / group
+    return sorted(str(path.relative_to(folder).with_suffix("")) for path in folder.rglob("*.yaml"))
+
+
+def _offer(wanted: str, choices: list[str]) -> str:
+    def likeness(choice: str) -> tuple[float, int]:
+        ratio = difflib.SequenceMatcher(None, wanted, choice).ratio()
+        return ratio, len(os.path.commonprefix([wanted, choice]))
+
+    close = max(choices, key=likeness)
+    hint = f"did you mean {close}? " if likeness(close)[0] >= 0.6 else ""
+    return f"{hint}Possible: {', '.join(choices)}."
+
+
+def _unknown_key(key: str) -> str:
+    """The sentence for an override of a key that is not there, with the keys that are."""
+    from hydra import compose, initialize_config_dir
+    from hydra.core.global_hydra import GlobalHydra
+
+    GlobalHydra.instance().clear()
+    parser = OverridesParser.create()
+    others = []
+    for override in sys.argv[1:]:
+        if "=" in override and not override.startswith("-"):
+            parsed = parser.parse_overrides([override])[0]
+            if parsed.key_or_group != key and not parsed.is_sweep_override():
+                others.append(override)
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        try:
+            cfg = compose("train", overrides=others)
+        except (HydraException, OmegaConfBaseException):
+            cfg = compose("train")  # more than one is wrong: this one first
+    parent, _, last = key.rpartition(".")
+    node = OmegaConf.select(cfg, parent) if parent else cfg
+    if not isinstance(node, DictConfig):
+        return _unknown_key(parent) if parent else f"{key}: there is no such key."
+    keys = sorted(str(k) for k in node if not str(k).startswith("_"))
+    return f"{key}: there is no such key; {_offer(last, keys)}"

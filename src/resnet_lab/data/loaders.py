@@ -1,0 +1,197 @@
+"""Two doors for the same plan: batches taken from memory, or decoded by workers."""
+
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+
+from resnet_lab.data.decode import fit, random_resized_crop
+from resnet_lab.data.plan import AREA, LEFT, RATIO, TOP, EvalPlan, TrainPlan
+from resnet_lab.data.sources import Source
+
+WORKER_TIMEOUT = 300  # seconds for one batch: a worker that hangs ends the run, not stalls it
+
+
+class Rows(NamedTuple):
+    """What one batch is made of, for the images of a part (train, val or test)."""
+
+    images: np.ndarray  # int64 [b], indices within the part
+    draws: np.ndarray | None = None  # int32 [b, DRAWS], in training
+    counted: np.ndarray | None = None  # bool [b], in evaluation
+
+
+class TrainRows:
+    """The rest of the current epoch, asked for anew whenever it is iterated.
+
+    Args:
+        position: the epoch's plan and the step to go on from.
+        length: steps in a whole epoch, which is what Lightning wants to know.
+    """
+
+    def __init__(self, position: Callable[[], tuple[TrainPlan, int]], length: int) -> None:
+        self.position = position
+        self.length = length
+
+    def __len__(self) -> int:
+        return self.length
+
+    def __iter__(self) -> Iterator[Rows]:
+        plan, start = self.position()
+        for step in range(start, len(plan)):
+            images = plan.batch(step)
+            yield Rows(images, draws=plan.draws[images])
+
+
+class EvalRows:
+    """Every image of a part once; see `EvalPlan`."""
+
+    def __init__(self, plan: EvalPlan) -> None:
+        self.plan = plan
+
+    def __len__(self) -> int:
+        return len(self.plan)
+
+    def __iter__(self) -> Iterator[Rows]:
+        for step in range(len(self.plan)):
+            images, counted = self.plan.batch(step)
+            yield Rows(images, counted=counted)
+
+
+class Part(Dataset[tuple[Tensor, ...]]):
+    """The images of one part of a source; given rows, it makes their batch.
+
+    A training batch is images uint8 [b, h, w, 3], labels int64 [b], draws int32 [b, DRAWS]; an
+    evaluation batch is images and labels, with label -1 where a row is not to be counted.
+    """
+
+    def __init__(self, source: Source, split: str, indices: np.ndarray, image_size: int) -> None:
+        self.source = source
+        self.split = split
+        self.indices = indices  # int64 [n], of the part's images in the split
+        self.labels = source.labels(split)[indices]
+        self.image_size = image_size
+
+    def pixels(self, rows: Rows) -> Tensor:
+        raise NotImplementedError
+
+    def __getitem__(self, rows: Rows) -> tuple[Tensor, ...]:
+        labels = self.labels[rows.images]
+        if rows.draws is not None:
+            return self.pixels(rows), torch.from_numpy(labels), torch.from_numpy(rows.draws)
+        assert rows.counted is not None
+        return self.pixels(rows), torch.from_numpy(np.where(rows.counted, labels, -1))
+
+
+class InMemory(Part):
+    """Images decoded beforehand; a batch is one gather from the memory map."""
+
+    def __init__(self, source: Source, split: str, indices: np.ndarray, image_size: int) -> None:
+        super().__init__(source, split, indices, image_size)
+        self.images = np.asarray(source.images(split, image_size))
+
+    def pixels(self, rows: Rows) -> Tensor:
+        return torch.from_numpy(self.images.take(self.indices[rows.images], axis=0))
+
+
+class Streamed(Part):
+    """Images read from their files for every batch.
+
+    In training a random-resized-crop by the draws; else the central square, which at sizes above
+    64 is 224/256 of the shorter side (He et al. 2015, arXiv 1512.03385, section 3.4).
+
+    Args:
+        scale: the crop's smallest and largest share of the image's area.
+    """
+
+    def __init__(
+        self,
+        source: Source,
+        split: str,
+        indices: np.ndarray,
+        image_size: int,
+        scale: tuple[float, float],
+    ) -> None:
+        super().__init__(source, split, indices, image_size)
+        self.scale = scale
+        self.zoom = 224 / 256 if image_size > 64 else 1.0
+
+    def pixels(self, rows: Rows) -> Tensor:
+        images = np.empty((len(rows.images), self.image_size, self.image_size, 3), np.uint8)
+        for row, index in enumerate(self.indices[rows.images].tolist()):
+            image = self.source.read(self.split, index)
+            if rows.draws is None:
+                image = fit(image, self.image_size, self.zoom)
+            else:
+                top, left, area, ratio = rows.draws[row, [TOP, LEFT, AREA, RATIO]] / 2.0**31
+                image = random_resized_crop(
+                    image, self.image_size, self.scale, top, left, area, ratio
+                )
+            images[row] = np.asarray(image)
+        return torch.from_numpy(images)
+
+
+class Batches:
+    """The batches of some rows: a sized iterable, which Lightning takes for a loader.
+
+    Nothing happens before the first batch is asked for, since Lightning calls `iter` once before
+    it knows the epoch and the step it resumes from.
+
+    Args:
+        rows: the rows of every batch.
+        part: what makes a batch of them.
+        workers: processes that decode, or None to gather in this one.
+        pin_memory: put batches where a copy to a CUDA device need not wait.
+        state: figures that a resumed run must share with the one that wrote its checkpoint.
+    """
+
+    def __init__(
+        self,
+        rows: TrainRows | EvalRows,
+        part: Part,
+        workers: int | None,
+        pin_memory: bool,
+        state: dict[str, int] | None = None,
+    ) -> None:
+        self.rows = rows
+        self.state = state or {}
+        self._pin_memory = pin_memory
+        self._part = part
+        self._loader: Iterable[tuple[Tensor, ...]] | None = None
+        if workers is not None:
+            # No batching here: an item is a whole batch, made by one worker.
+            self._loader = DataLoader(
+                part,
+                batch_size=None,
+                sampler=rows,
+                num_workers=workers,
+                persistent_workers=workers > 0,
+                pin_memory=pin_memory,
+                timeout=WORKER_TIMEOUT if workers else 0,
+                generator=torch.Generator(),  # else it draws from the global one
+            )
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __iter__(self) -> Iterator[tuple[Tensor, ...]]:
+        if self._loader is not None:
+            yield from self._loader
+            return
+        for rows in self.rows:
+            batch = self._part[rows]
+            yield tuple(t.pin_memory() for t in batch) if self._pin_memory else batch
+
+    def state_dict(self) -> dict[str, Any]:
+        """What the order depends on; the position itself is the trainer's to keep."""
+        return dict(self.state)
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        for name, value in self.state.items():
+            if state.get(name, value) != value:
+                raise ValueError(
+                    f"the checkpoint was made with {name}={state[name]} and this run has {value}; "
+                    "a run resumes only with the same"
+                )

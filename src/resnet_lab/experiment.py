@@ -1,0 +1,333 @@
+"""From a composed config to a trained network: the only file that instantiates configs."""
+
+import csv
+import json
+import logging
+import os
+import platform
+import shlex
+import subprocess
+import sys
+import time
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+from hydra.core.hydra_config import HydraConfig
+from hydra.utils import instantiate
+from lightning.fabric.utilities.exceptions import MisconfigurationException
+from lightning.pytorch import Trainer, seed_everything
+from omegaconf import DictConfig, OmegaConf
+from torch import nn
+
+from resnet_lab import checkpoint_io
+from resnet_lab.board import Board
+from resnet_lab.callbacks.epoch_log import EpochLog
+from resnet_lab.classifier import Classifier
+from resnet_lab.config import undivided
+from resnet_lab.data.datamodule import ImageDataModule
+from resnet_lab.models.complexity import Complexity, count
+from resnet_lab.screen import duration
+
+log = logging.getLogger(__name__)
+for name in ("lightning.pytorch", "lightning.fabric"):
+    logging.getLogger(name).setLevel(logging.WARNING)  # our header says what they would
+
+
+@dataclass
+class Parts:
+    """A run, put together: `cfg` is resolved, nothing in it is left to be chosen."""
+
+    cfg: DictConfig
+    datamodule: ImageDataModule
+    net: nn.Module
+    classifier: Classifier
+    trainer: Trainer
+    complexity: Complexity
+
+
+def build(cfg: DictConfig) -> Parts:
+    """Put the run of `cfg` together: the data is read, the net made, nothing is trained.
+
+    Everything that `cfg` leaves open is filled in: number of classes, image size, precision.
+    ValueError where config, data and machine do not fit together.
+    """
+    cfg = cfg.copy()
+    OmegaConf.set_readonly(cfg, False)
+    OmegaConf.set_struct(cfg, False)
+    for key in ("root", "cache_dir"):
+        if cfg.data.get(key) is not None:
+            cfg.data[key] = os.path.abspath(cfg.data[key])
+    cfg.trainer.precision = resolve_precision(cfg.trainer.precision, cfg.trainer.accelerator)
+    datamodule: ImageDataModule = instantiate(cfg.data, _convert_="all")
+    datamodule.setup("fit")
+    cfg.data.num_classes = datamodule.num_classes
+    cfg.data.image_size = datamodule.image_size
+    cfg.data.mean, cfg.data.std = datamodule.mean, datamodule.std
+    if datamodule.n_val == 0 and "best" in cfg.callbacks:
+        cfg.callbacks.best.monitor = None  # nothing to choose by: the last epoch is the best
+    OmegaConf.resolve(cfg)
+
+    seed_everything(cfg.seed, verbose=False)
+    net: nn.Module = instantiate(cfg.model).to(memory_format=torch.channels_last)
+    classifier: Classifier = instantiate(
+        cfg.classifier,
+        net=net,
+        optimizer=instantiate(cfg.optimizer, _convert_="all"),
+        scheduler=instantiate(cfg.scheduler, _convert_="all"),
+    )
+    try:
+        trainer: Trainer = instantiate(
+            cfg.trainer,
+            callbacks=[instantiate(c) for c in (cfg.callbacks or {}).values()],
+            logger=[instantiate(c) for c in (cfg.logger or {}).values()],
+            plugins=[checkpoint_io.DurableCheckpointIO()],
+            _convert_="all",
+        )
+    except Exception as error:
+        cause = error.__cause__
+        if isinstance(cause, MisconfigurationException | ValueError):
+            raise ValueError(f"trainer: {' '.join(str(cause).split())}") from error
+        raise
+    if cfg.data.batch_size % trainer.world_size:  # trainer.devices=auto: known only now
+        raise ValueError(undivided(cfg.data.batch_size, trainer.world_size))
+    return Parts(cfg, datamodule, net, classifier, trainer, count(net, datamodule.image_size))
+
+
+def resolve_precision(precision: str | int, accelerator: str) -> str:
+    """ "auto" becomes "bf16-mixed" where the device computes in it natively, else "32"."""
+    if str(precision) != "auto":
+        return str(precision)
+    if accelerator in ("auto", "gpu", "cuda") and torch.cuda.is_available():
+        native = torch.cuda.is_bf16_supported(including_emulation=False)
+    elif accelerator in ("auto", "gpu", "mps") and torch.backends.mps.is_available():
+        native = False
+    else:
+        native = bool({"avx512_bf16", "amx_bf16"} & cpu_flags())
+    return "bf16-mixed" if native else "32"
+
+
+def cpu_flags() -> set[str]:
+    """The processor's instruction sets as Linux names them; elsewhere empty."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        return set()
+    return next((set(line.split()) for line in lines if line.startswith("flags")), set())
+
+
+def device_name(device: torch.device) -> str:
+    """The model of the GPU or processor, for people."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    if device.type == "cpu":
+        try:
+            for line in Path("/proc/cpuinfo").read_text().splitlines():
+                if line.startswith("model name"):
+                    return f"{line.partition(':')[2].strip()}, {os.cpu_count()} cores"
+        except OSError:
+            pass
+    return platform.processor() or device.type
+
+
+def train(cfg: DictConfig) -> dict[str, Any]:
+    """Train, choose the best epoch by validation, test it once; returns what result.json holds.
+
+    Everything is written into `cfg.run_dir`, which must be this run's own.
+    """
+    with _known_warnings():
+        parts = build(cfg)
+        cfg, trainer, classifier = parts.cfg, parts.trainer, parts.classifier
+        if not trainer.is_global_zero:
+            logging.getLogger().setLevel(logging.WARNING)
+        run_dir = Path(cfg.run_dir)
+        result = _describe(parts)
+        _begin(parts, run_dir, result)
+        epoch_log = next((c for c in trainer.callbacks if isinstance(c, EpochLog)), None)
+        began = time.monotonic()
+        try:
+            trainer.fit(classifier, datamodule=parts.datamodule)
+            result.update(epochs=trainer.current_epoch, steps=trainer.global_step)
+            best = run_dir / "checkpoints" / "best.ckpt"
+            if best.exists():
+                checkpoint = checkpoint_io.load(best)
+                classifier.load_state_dict(checkpoint["state_dict"])
+                result.update(best_epoch=checkpoint["epoch"] + 1)
+                result.update(_row(run_dir / "metrics.csv", checkpoint["epoch"] + 1))
+            test = trainer.test(classifier, datamodule=parts.datamodule, verbose=False)[0]
+            result.update({key: float(value) for key, value in test.items()})
+            result["status"] = "fast_dev_run" if cfg.trainer.fast_dev_run else "finished"
+        except BaseException as error:
+            interrupted = isinstance(error, KeyboardInterrupt | SystemExit)
+            result["status"] = "interrupted" if interrupted else "failed"
+            result["error"] = f"{type(error).__name__}: {error}"
+            raise
+        finally:
+            result["seconds"] = round(time.monotonic() - began, 3)
+            if epoch_log is not None:
+                result["train_seconds"] = round(epoch_log.train_seconds, 3)
+                result["images_per_second"] = round(epoch_log.images_per_second, 1)
+            if trainer.is_global_zero:
+                write_json(run_dir / "result.json", result)
+        if trainer.is_global_zero:
+            _close(parts, run_dir, result)
+        return result
+
+
+def _describe(parts: Parts) -> dict[str, Any]:
+    cfg, data, trainer = parts.cfg, parts.datamodule, parts.trainer
+    choices = HydraConfig.get().runtime.choices if HydraConfig.initialized() else {}
+    return {
+        "status": "running",
+        "model": choices.get("model", type(parts.net).__name__),
+        "data": choices.get("data", type(data.source).__name__),
+        "params": parts.complexity.params,
+        "macs": parts.complexity.macs,
+        "n_train": data.n_train,
+        "n_val": data.n_val,
+        "n_test": data.n_test,
+        "seed": cfg.seed,
+        "batch_size": cfg.data.batch_size,
+        "devices": trainer.world_size,
+        "precision": str(cfg.trainer.precision),
+        "device_name": device_name(trainer.strategy.root_device),
+        "started": datetime.now(UTC).isoformat(timespec="seconds"),
+        "command": shlex.join(["python", *sys.argv]),
+        "git_commit": _git_commit(),
+        "versions": {
+            "python": platform.python_version(),
+            **{
+                name: version(name)
+                for name in ("torch", "torchvision", "lightning", "hydra-core", "torchmetrics")
+            },
+        },
+    }
+
+
+def _git_commit() -> str | None:
+    """The commit of this source tree, "-dirty" where it was changed; None outside git."""
+    command = ["git", "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
+    try:
+        answer = subprocess.run(
+            command, cwd=Path(__file__).parent, capture_output=True, text=True, timeout=10
+        )
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+    return answer.stdout.strip() or None
+
+
+def _begin(parts: Parts, run_dir: Path, result: dict[str, Any]) -> None:
+    """Leave the config and a first result in the run folder, and print the header."""
+    if not parts.trainer.is_global_zero:
+        return
+    cfg, data = parts.cfg, parts.datamodule
+    text = OmegaConf.to_yaml(cfg)
+    run_dir.mkdir(parents=True, exist_ok=True)
+    (run_dir / "config.yaml").write_text(text)
+    write_json(run_dir / "result.json", result)
+    for logger in parts.trainer.loggers:
+        if isinstance(logger, Board):
+            logger.log_config(text)
+    ranks = parts.trainer.world_size
+    share = f" ({cfg.data.batch_size // ranks} on each of {ranks} devices)" if ranks > 1 else ""
+    lines = {
+        "net": f"{result['model']}: {result['params']:,} parameters, "
+        f"{result['macs'] / 1e6:,.2f} M multiply-adds",
+        "data": f"{result['data']}: {data.num_classes} classes, {data.image_size} pixels, "
+        f"{data.n_train:,} train, {data.n_val:,} val, {data.n_test:,} test images",
+        "batch": f"{cfg.data.batch_size}{share}, {data.train_batches:,} steps an epoch",
+        "device": f"{result['device_name']}, precision {result['precision']}",
+        "run folder": _shown(run_dir),
+    }
+    for name, value in lines.items():
+        log.info(f"{name:<12}{value}")
+
+
+def _shown(path: Path) -> str:
+    """`path` from the current folder where it lies below it."""
+    path = path.absolute()
+    return str(path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path)
+
+
+def _row(metrics: Path, epoch: int) -> dict[str, float]:
+    """The validation figures of one epoch in metrics.csv."""
+    if not metrics.exists():
+        return {}
+    with metrics.open(newline="") as file:
+        for row in csv.DictReader(file):
+            if int(row["epoch"]) == epoch:
+                return {k: float(row[k]) for k in ("val/loss", "val/acc") if row[k]}
+    return {}
+
+
+def _close(parts: Parts, run_dir: Path, result: dict[str, Any]) -> None:
+    """HPARAMS on the board, and the closing table on the screen."""
+    cfg = parts.cfg
+    scores = {key: result[key] for key in ("val/acc", "test/acc") if key in result}
+    overrides = HydraConfig.get().overrides.task if HydraConfig.initialized() else []
+    choices = {
+        "model": result["model"],
+        "data": result["data"],
+        "seed": cfg.seed,
+        "optimizer.lr": cfg.optimizer.lr,
+        "data.batch_size": cfg.data.batch_size,
+        "trainer.max_epochs": cfg.trainer.max_epochs,
+        **dict(o.lstrip("+").partition("=")[::2] for o in overrides if "=" in o),
+    }
+    for logger in parts.trainer.loggers:
+        if isinstance(logger, Board):
+            logger.log_result(choices, scores, result["steps"])
+        logger.finalize("success")
+    log.info(f"\n{'':<12}{'loss':>10}{'accuracy':>10}{'images':>10}")
+    for split in ("val", "test"):
+        if f"{split}/acc" in result:
+            log.info(
+                f"{split:<12}{result[f'{split}/loss']:>10.4f}{result[f'{split}/acc']:>10.4f}"
+                f"{result[f'n_{split}']:>10,}"
+            )
+    speed = (
+        f" at {result['images_per_second']:,.0f} images/s" if "images_per_second" in result else ""
+    )
+    log.info(f"\n{'trained':<12}{result['epochs']} epochs in {duration(result['seconds'])}{speed}")
+    paths = {
+        "best": f"checkpoints/best.ckpt (epoch {result.get('best_epoch')})",
+        "last": "checkpoints/last.ckpt",
+        "result": "result.json",
+        "epochs": "metrics.csv",
+        "board": "tensorboard   (make tensorboard)",
+    }
+    for name, path in paths.items():
+        if (run_dir / path.split()[0]).exists():
+            log.info(f"{name:<12}{_shown(run_dir)}/{path}")
+
+
+def write_json(path: Path, content: dict[str, Any]) -> None:
+    """Write `content` so that a reader finds the old file or the new one, whole."""
+    part = path.with_name(f".{path.name}.{os.getpid()}.part")
+    part.write_text(json.dumps(content, indent=2) + "\n")
+    part.replace(path)
+
+
+@contextmanager
+def _known_warnings() -> Iterator[None]:
+    """Silence Lightning's warnings that do not hold for the way we work."""
+    with warnings.catch_warnings():
+        for message in (
+            # Our figures are summed over all ranks by the Tally before they are logged.
+            r".*It is recommended to use `self.log\(.*sync_dist=True\)`.*",
+            # We log at epoch ends; the interval of trainer.log_every_n_steps is by global step.
+            r".*The number of training batches \(.*\) is smaller than the logging interval.*",
+            # Memory needs no workers; where images are decoded, data.workers says how many.
+            r".*does not have many workers.*",
+            r".*Trying to infer the `batch_size`.*",
+            # Lightning 2.6 under torch 2.15.
+            r".*isinstance\(treespec, LeafSpec\)` is deprecated.*",
+        ):
+            warnings.filterwarnings("ignore", message)
+        yield

@@ -1,0 +1,31 @@
+"""Fixtures shared by all rooms."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from hydra import compose, initialize_config_dir
+from omegaconf import DictConfig
+
+ROOT = Path(__file__).resolve().parents[1]
+CONF = ROOT / "conf"
+
+
+@pytest.fixture(scope="session")
+def shared_cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """One cache of decoded images for the whole session."""
+    return tmp_path_factory.mktemp("cache")
+
+
+@pytest.fixture
+def config(tmp_path: Path, shared_cache: Path) -> Callable[..., DictConfig]:
+    """`config("model=resnet32", ...)`: the composed config, with folders below tmp_path."""
+
+    def composed(*overrides: str) -> DictConfig:
+        with initialize_config_dir(str(CONF), version_base="1.3"):
+            return compose(
+                "train",
+                overrides=[f"run_dir={tmp_path}/run", f"data.cache_dir={shared_cache}", *overrides],
+            )
+
+    return composed

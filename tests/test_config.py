@@ -1,0 +1,162 @@
+"""Configs: what is shipped composes, and what is wrong is named in one sentence."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from resnet_lab import config as config_room
+from resnet_lab.config import check, claim
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+def choices(group: str) -> list[str]:
+    folder = ROOT / "conf" / group
+    return sorted(str(p.relative_to(folder).with_suffix("")) for p in folder.rglob("*.yaml"))
+
+
+def train_py(*overrides: str, **env: str) -> subprocess.CompletedProcess[str]:
+    """Run train.py in a process of its own, where importing torch is an error."""
+    program = (
+        "import sys, runpy; sys.modules['torch'] = None; "
+        f"sys.argv = ['train.py', *{list(overrides)!r}]; "
+        f"runpy.run_path({str(ROOT / 'train.py')!r}, run_name='__main__')"
+    )
+    return subprocess.run(
+        [sys.executable, "-c", program],
+        capture_output=True,
+        text=True,
+        env=os.environ | env,
+        timeout=60,
+    )
+
+
+@pytest.mark.parametrize(
+    ("override", "sentence"),
+    [
+        ("optimizer.lr=-1", "optimizer.lr=-1: must be a number above 0"),
+        ("optimizer.lr=fast", "optimizer.lr=fast: must be a number above 0"),
+        ("data.batch_size=0", "data.batch_size=0: must be a whole number of 1 or more"),
+        ("data.val_size=1.5", "data.val_size=1.5: must be a share"),
+        ("trainer.devices=abc", "trainer.devices=abc: must be a whole number of 1 or more, a list"),
+        ("trainer.devices=[]", "trainer.devices=[]: must be"),
+        ("trainer.precision=bf17", "trainer.precision=bf17: must be one of auto, 32, bf16-mixed"),
+        ("trainer.accelerator=tpux", "must be one of auto, cpu, gpu"),
+        ("trainer.max_epochs=2.5", "trainer.max_epochs=2.5: must be a whole number"),
+        ("seed=-1", "seed=-1: must be a whole number from 0"),
+        ("data.flip=1", "data.flip=1: must be true or false"),
+        ("data.std=[0.2,0.2,0]", "data.std=[0.2,0.2,0]: must be three numbers"),
+        ("data.random_resized_crop=[0.5,0.1]", "the smallest and the largest share"),
+        ("scheduler.peak=1", "scheduler.peak=1: must be a number between 0 and 1"),
+        ("model.depth=21", "model.depth=21"),
+        ("model.shortcut=D", "A, B, C or none"),
+        ("model.num_classes=7", "the data has 10 classes"),
+        ("optimizer.momentum=0", "optimizer.nesterov=true: needs optimizer.momentum above 0"),
+        ("trainer.devices=3", "use 126 or 129"),
+        ("trainer.max_epochs=-1", "both without limit"),
+        ("data.cutout=40", "larger than the image (32 pixels)"),
+    ],
+)
+def test_a_wrong_value_gets_one_sentence(config, override, sentence):
+    with pytest.raises(ValueError, match="^[^\n]+$") as error:
+        check(config(override))
+    assert sentence in str(error.value)
+
+
+def test_two_wrong_values_get_two_lines(config):
+    with pytest.raises(ValueError, match="optimizer.lr=0") as error:
+        check(config("optimizer.lr=0", "seed=x"))
+    assert len(str(error.value).splitlines()) == 2
+
+
+def test_milestones_must_rise_and_fit_their_unit(config):
+    check(config("scheduler=multistep", "scheduler.milestones=[0.3,0.6]"))
+    check(config("scheduler=multistep", "scheduler.milestones=[82,123]", "scheduler.unit=epoch"))
+    for wrong in ("[0.6,0.3]", "[82,123]"):
+        with pytest.raises(ValueError, match=r"scheduler\.milestones"):
+            check(config("scheduler=multistep", f"scheduler.milestones={wrong}"))
+
+
+def test_an_image_folder_must_be_there(config, tmp_path):
+    with pytest.raises(ValueError, match=r"data\.root has no default"):
+        check(config("data=imagefolder"))
+    with pytest.raises(ValueError, match="must hold train/ and test/"):
+        check(config("data=imagefolder", f"data.root={tmp_path}"))
+
+
+@pytest.mark.parametrize("group", ["model", "optimizer", "scheduler", "trainer", "logger"])
+def test_every_choice_of_a_group_passes_the_check(config, group):
+    for choice in choices(group):
+        check(config(f"{group}={choice}"))
+
+
+@pytest.mark.parametrize(
+    ("override", "sentence"),
+    [
+        ("modle=resnet20", "modle: there is no such key; did you mean model? Possible: "),
+        ("model=resnet21", "model=resnet21: there is no such choice; did you mean resnet2"),
+        ("data.batchsize=64", "data.batchsize: there is no such key; did you mean batch_size?"),
+        ("optimiser.lr=1", "did you mean optimizer?"),
+        ("trainer.devices=abc", "trainer.devices=abc: must be"),
+        ("model.depth=21", "6n+2"),
+        ("data.batch_size=[", "data.batch_size=[: cannot be read"),
+    ],
+)
+def test_the_command_line_says_it_without_torch_and_without_traceback(override, sentence):
+    done = train_py(override)
+    assert done.returncode != 0
+    assert sentence in done.stderr
+    assert "Traceback" not in done.stderr
+    assert len(done.stderr.strip().splitlines()) == 1
+
+
+def test_full_error_brings_the_traceback_back():
+    done = train_py("optimizer.lr=-1", HYDRA_FULL_ERROR="1")
+    assert done.returncode != 0
+    assert "Traceback" in done.stderr
+
+
+def test_help_and_config_do_without_torch():
+    for flags in (["--help"], ["--cfg", "job"]):
+        done = train_py(*flags)
+        assert done.returncode == 0, done.stderr
+        assert "resnet20" in done.stdout or "depth: 20" in done.stdout
+
+
+def test_no_two_runs_share_a_folder(tmp_path):
+    folders = [claim(tmp_path / "a" / "12-00-00-resnet20") for _ in range(3)]
+    assert [f.name for f in folders] == [
+        "12-00-00-resnet20",
+        "12-00-00-resnet20-2",
+        "12-00-00-resnet20-3",
+    ]
+
+
+def test_a_folder_named_by_the_user_must_not_hold_a_run(tmp_path):
+    assert claim(tmp_path / "mine", named=True) == tmp_path / "mine"
+    assert claim(tmp_path / "mine", named=True) == tmp_path / "mine"
+    (tmp_path / "mine" / "config.yaml").touch()
+    with pytest.raises(ValueError, match="holds a run already"):
+        claim(tmp_path / "mine", named=True)
+
+
+def test_a_mistake_leaves_no_folder_behind(tmp_path):
+    done = train_py("optimizer.lr=-1", f"hydra.run.dir={tmp_path}/run")
+    assert done.returncode != 0
+    assert not (tmp_path / "run").exists()
+
+
+def test_every_rule_names_a_key_that_some_config_has(config):
+    from omegaconf import OmegaConf
+
+    seen = {
+        key
+        for group in ("optimizer", "scheduler")
+        for choice in choices(group)
+        for key in config_room.RULES
+        if OmegaConf.select(config(f"{group}={choice}"), key, default=config) is not config
+    }
+    assert seen == set(config_room.RULES)

@@ -1,0 +1,327 @@
+"""The datamodule under a real trainer: both doors, resume, statistics, and what it refuses."""
+
+import hashlib
+from pathlib import Path
+from typing import Any
+
+import lightning.pytorch as pl
+import numpy as np
+import pytest
+import torch
+from hydra.utils import instantiate
+from omegaconf import OmegaConf
+from PIL import Image
+from torch import Tensor, nn
+
+from resnet_lab.data.datamodule import ImageDataModule, channel_statistics, resolve
+from resnet_lab.data.loaders import InMemory, Streamed
+from resnet_lab.data.sources import Digits, ImageFolder
+
+# Lightning 2.6.6 asks newer torch for a class that is on its way out.
+pytestmark = pytest.mark.filterwarnings("ignore:.*LeafSpec.*:FutureWarning")
+
+CONF = Path(__file__).parents[1] / "conf" / "data"
+
+
+class Probe(pl.LightningModule):
+    """A one-layer net that keeps a digest of every training batch and all evaluation labels."""
+
+    def __init__(self, inputs: int, num_classes: int) -> None:
+        super().__init__()
+        self.net = nn.Sequential(nn.Flatten(), nn.Linear(inputs, num_classes))
+        self.seen: list[str] = []
+        self.counted: dict[str, int] = {"val": 0, "test": 0}
+
+    def training_step(self, batch: tuple[Tensor, Tensor]) -> Tensor:
+        images, labels = batch
+        assert images.is_contiguous(memory_format=torch.channels_last)
+        assert labels.min() >= 0
+        data = images.numpy().tobytes() + labels.numpy().tobytes()
+        self.seen.append(hashlib.sha256(data).hexdigest()[:8])
+        return nn.functional.cross_entropy(self.net(images), labels)
+
+    def validation_step(self, batch: tuple[Tensor, Tensor]) -> None:
+        if not self.trainer.sanity_checking:
+            self.counted["val"] += int((batch[1] >= 0).sum())
+
+    def test_step(self, batch: tuple[Tensor, Tensor]) -> None:
+        self.counted["test"] += int((batch[1] >= 0).sum())
+
+    def configure_optimizers(self) -> torch.optim.Optimizer:
+        return torch.optim.SGD(self.parameters(), lr=0.01)
+
+
+def trainer(**options: Any) -> pl.Trainer:
+    quiet = {
+        "accelerator": "cpu",
+        "devices": 1,
+        "logger": False,
+        "enable_checkpointing": False,
+        "enable_progress_bar": False,
+        "enable_model_summary": False,
+    }
+    return pl.Trainer(**{**quiet, "max_epochs": 2, **options})
+
+
+def make_folder(root: Path, sizes: list[tuple[int, int]], splits: str = "train test") -> Path:
+    """A class "dark" and a class "light" in each split, with a noisy PNG file for each size."""
+    rng = np.random.default_rng(0)
+    for split in splits.split():
+        for name, low in (("dark", 0), ("light", 128)):
+            (root / split / name).mkdir(parents=True)
+            for i, (width, height) in enumerate(sizes):
+                noise = rng.integers(low, low + 128, (height, width, 3), dtype=np.uint8)
+                Image.fromarray(noise).save(root / split / name / f"{i:02}.png")
+    return root
+
+
+def folder_data(root: Path, **options: Any) -> ImageDataModule:
+    cache = str(root.parent / "cache")
+    return ImageDataModule(source=ImageFolder(str(root), cache), cache_dir=cache, **options)
+
+
+@pytest.fixture
+def small(tmp_path: Path) -> Path:
+    return make_folder(tmp_path / "small", [(8, 8)] * 11)
+
+
+@pytest.fixture
+def varied(tmp_path: Path) -> Path:
+    return make_folder(tmp_path / "varied", [(70, 90), (100, 80), (75, 75), (80, 81), (99, 70)])
+
+
+def test_digits_train_and_test(tmp_path: Path) -> None:
+    data = ImageDataModule(
+        source=Digits(str(tmp_path)), batch_size=128, cutout=4, cache_dir=str(tmp_path)
+    )
+    net = Probe(3 * 32 * 32, 10)
+    run = trainer()
+    run.fit(net, data)
+    run.test(net, data, verbose=False)
+    assert (data.n_train, data.n_val, data.n_test) == (1294, 144, 359)
+    assert not data.streaming
+    assert data.train_batches == 1294 // 128
+    assert len(net.seen) == 2 * data.train_batches
+    assert len(set(net.seen)) == len(net.seen)
+    assert net.counted == {"val": 2 * 144, "test": 359}
+
+
+@pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")  # Python 3.12 on torch's workers
+def test_streamed_batches_are_the_same_with_and_without_workers(varied: Path) -> None:
+    probes = []
+    for workers in (0, 2):
+        data = folder_data(varied, batch_size=3, image_size=66, val_size=2, workers=workers)
+        net = Probe(3 * 66 * 66, 2)
+        run = trainer()
+        torch.manual_seed(0)
+        before = torch.get_rng_state()
+        run.fit(net, data)
+        assert torch.equal(torch.get_rng_state(), before)  # the loaders leave it alone
+        run.test(net, data, verbose=False)
+        assert data.streaming
+        assert net.counted == {"val": 4, "test": 10}
+        probes.append(net.seen)
+    assert len(set(probes[0])) == 2 * (8 // 3)
+    assert probes[0] == probes[1]
+
+
+class SaveEverywhere(pl.Callback):
+    """A checkpoint after every step but an epoch's last, and one at the end of every epoch."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    def on_train_batch_end(self, trainer: pl.Trainer, *_: Any) -> None:
+        if not trainer.fit_loop.epoch_loop.batch_progress.is_last_batch:
+            trainer.save_checkpoint(self.folder / f"{trainer.global_step}.ckpt")
+
+    def on_train_epoch_end(self, trainer: pl.Trainer, *_: Any) -> None:
+        trainer.save_checkpoint(self.folder / f"{trainer.global_step}.ckpt")
+
+
+def test_a_resumed_run_sees_the_rest_of_the_plan(small: Path, tmp_path: Path) -> None:
+    def fit(saves: str, resume: Path | None = None, **options: Any) -> list[str]:
+        net = Probe(3 * 8 * 8, 2)
+        run = trainer(callbacks=[SaveEverywhere(tmp_path / saves)], **options)
+        run.fit(net, folder_data(small, batch_size=4, val_size=2), ckpt_path=resume)
+        return net.seen
+
+    whole = fit("first")
+    assert len(whole) == len(set(whole)) == 10
+    for step in range(1, 10):
+        assert fit(f"from-{step}", tmp_path / "first" / f"{step}.ckpt") == whole[step:], step
+    for first, second in ((1, 2), (2, 5), (3, 7), (5, 6), (5, 8)):  # a resumed run resumed
+        checkpoint = tmp_path / f"from-{first}" / f"{second}.ckpt"
+        assert fit("again", checkpoint) == whole[second:], (first, second)
+
+
+def test_another_batch_size_is_no_resume(small: Path, tmp_path: Path) -> None:
+    run = trainer(callbacks=[SaveEverywhere(tmp_path)])
+    run.fit(Probe(3 * 8 * 8, 2), folder_data(small, batch_size=4))
+    with pytest.raises(ValueError, match="batch_size=4 and this run has 5"):
+        trainer().fit(
+            Probe(3 * 8 * 8, 2), folder_data(small, batch_size=5), ckpt_path=tmp_path / "3.ckpt"
+        )
+
+
+def test_overfitting_a_batch_sees_one_batch(small: Path) -> None:
+    net = Probe(3 * 8 * 8, 2)
+    trainer(overfit_batches=1, max_epochs=3).fit(net, folder_data(small, batch_size=4))
+    assert len(net.seen) == 3
+    assert len(set(net.seen)) == 1
+
+
+class Rank:
+    """What the datamodule reads of a trainer that is one of several."""
+
+    training = False
+
+    def __init__(self, global_rank: int, world_size: int) -> None:
+        self.global_rank = global_rank
+        self.world_size = world_size
+        self.strategy = type("Strategy", (), {"root_device": torch.device("cpu")})
+
+
+def rank_data(folder: Path, rank: int, world_size: int, **options: Any) -> ImageDataModule:
+    data = folder_data(folder, **options)
+    data.setup("fit")
+    data.setup("test")
+    data.trainer = Rank(rank, world_size)  # type: ignore[assignment]
+    return data
+
+
+def test_two_devices_see_the_batches_of_one(small: Path) -> None:
+    def batches(rank: int, world_size: int) -> list[Any]:
+        return list(rank_data(small, rank, world_size, batch_size=4).train_dataloader())
+
+    alone = batches(0, 1)
+    assert len(alone) == 5
+    for whole, first, second in zip(alone, batches(0, 2), batches(1, 2), strict=True):
+        for of_one, a, b in zip(whole, first, second, strict=True):
+            assert torch.equal(of_one, torch.cat([a, b]))
+    with pytest.raises(ValueError, match="must be a multiple of 3"):
+        rank_data(small, 0, 3, batch_size=4).train_dataloader()
+
+
+@pytest.mark.parametrize("world_size", [1, 2, 3])
+def test_devices_together_test_each_image_once(small: Path, world_size: int) -> None:
+    ranks = [rank_data(small, rank, world_size, batch_size=6) for rank in range(world_size)]
+    batches = [batch for data in ranks for batch in data.test_dataloader()]
+    images, labels = (torch.cat(parts) for parts in zip(*batches, strict=True))
+    assert {len(batch[1]) for batch in batches} == {6 // world_size}
+    assert len(torch.unique(images[labels >= 0], dim=0)) == 22
+    assert torch.bincount(labels[labels >= 0]).tolist() == [11, 11]
+
+
+def test_statistics_are_those_of_the_training_part(small: Path) -> None:
+    data = folder_data(small, batch_size=4, val_size=6)
+    data.setup("test")  # evaluation alone needs them, too
+    mean, std = data.mean, data.std
+    data.setup("fit")
+    part = data.train_dataloader()
+    assert len(part) == 4
+    source = data.source
+    pixels = np.array(source.images("train", 8))[data._indices["train"]] / 255
+    np.testing.assert_allclose(mean, pixels.mean(axis=(0, 1, 2)))
+    np.testing.assert_allclose(std, pixels.std(axis=(0, 1, 2)))
+    assert abs(pixels.mean() - np.array(source.images("train", 8)).mean() / 255) > 1e-6
+    images, _ = data.on_after_batch_transfer(next(iter(data.val_dataloader())))
+    assert images.shape == (4, 3, 8, 8)
+
+    given = folder_data(small, mean=[0.1, 0.2, 0.3], std=[1, 1, 1], batch_size=4)
+    given.setup("fit")
+    assert given.mean == [0.1, 0.2, 0.3]
+
+
+def test_a_channel_without_contrast_does_not_divide_by_zero() -> None:
+    mean, std = channel_statistics([np.full((2, 4, 4, 3), 255, np.uint8)])
+    assert mean == [1, 1, 1]
+    assert std == [1 / 255] * 3
+
+
+def test_fit_leaves_the_test_images_alone(small: Path) -> None:
+    (small / "test" / "dark" / "00.png").write_bytes(b"damaged")
+    data = folder_data(small, batch_size=4)
+    data.setup("fit")
+    data.setup("fit")  # again changes nothing
+    assert data.n_test == 22
+    with pytest.raises(ValueError, match=r"00\.png"):
+        data.setup("test")
+
+
+def test_validation_is_cut_or_brought_or_left_out(tmp_path: Path, small: Path) -> None:
+    none = folder_data(small, batch_size=4, val_size=0)
+    none.setup("fit")
+    assert (none.n_train, none.n_val, none.val_dataloader()) == (22, 0, [])
+    net = Probe(3 * 8 * 8, 2)
+    trainer(max_epochs=1).fit(net, none)
+    assert len(net.seen) == 5
+
+    brought = folder_data(
+        make_folder(tmp_path / "own", [(8, 8)] * 3, "train val test"), batch_size=4
+    )
+    brought.setup("fit")
+    assert (brought.n_train, brought.n_val) == (6, 6)
+    images, labels = next(iter(brought.val_dataloader()))
+    assert np.array_equal(images, brought.source.images("val", 8)[:4])
+    assert labels.tolist() == [0, 0, 0, 1]
+
+
+def test_which_door_and_size(small: Path, varied: Path) -> None:
+    def door(folder: Path, **options: Any) -> tuple[int, type]:
+        data = folder_data(folder, batch_size=2, **options)
+        data.setup("fit")
+        return data.image_size, type(data._parts["train"])
+
+    assert door(small) == (8, InMemory)
+    assert door(small, image_size=64) == (64, InMemory)
+    assert door(small, image_size=65) == (65, Streamed)
+    assert door(small, memory_limit=22 * 8 * 8 * 3 / 1e9) == (8, InMemory)
+    assert door(small, memory_limit=22 * 8 * 8 * 3 / 1e9 - 1e-9) == (8, Streamed)
+    assert door(varied, mean=[0, 0, 0], std=[1, 1, 1]) == (224, Streamed)
+    assert door(varied, image_size=16) == (16, InMemory)
+
+
+def test_resolve_checks_and_fills_in(small: Path) -> None:
+    source = ImageFolder(str(small), str(small.parent / "cache"))
+    assert resolve(source, None, None) == (2, 8)
+    assert resolve(source, 2, 48) == (2, 48)
+    with pytest.raises(ValueError, match=r"num_classes=10, but the images have 2 classes"):
+        resolve(source, 10, None)
+
+
+@pytest.mark.parametrize(
+    ("options", "sentence"),
+    [
+        ({"batch_size": 0}, "batch_size=0 must be at least 1"),
+        ({"eval_batch_size": 0}, "eval_batch_size=0 must be at least 1"),
+        ({"mean": [0, 0, 0]}, "given together"),
+        ({"random_resized_crop": [0.5, 1.5]}, "two shares"),
+        ({"batch_size": 100}, "the largest possible is 20"),
+        ({"image_size": 0}, "at least 1 pixel"),
+    ],
+)
+def test_impossible_wishes_get_a_sentence(
+    small: Path, options: dict[str, Any], sentence: str
+) -> None:
+    with pytest.raises(ValueError, match=sentence):
+        folder_data(small, **options).setup("fit")
+
+
+@pytest.mark.parametrize("name", ["digits", "cifar10", "cifar100", "imagefolder"])
+def test_every_data_config_makes_a_datamodule(name: str, tmp_path: Path) -> None:
+    common = {
+        "_target_": "resnet_lab.data.datamodule.ImageDataModule",
+        "batch_size": 16,
+        "cache_dir": str(tmp_path),
+    }
+    config = OmegaConf.merge({"data": common}, {"data": OmegaConf.load(CONF / f"{name}.yaml")})
+    if name != "digits":
+        config.data.root = str(make_folder(tmp_path / "images", [(8, 8)] * 2))
+    data = instantiate(config.data)
+    assert isinstance(data, ImageDataModule)
+    assert data.batch_size == 16
+    expected = {"digits": (10, 32), "cifar10": (10, 32), "cifar100": (100, 32)}
+    assert resolve(data.source, config.data.get("num_classes"), config.data.get("image_size")) == (
+        expected.get(name, (2, 8))
+    )

@@ -1,0 +1,553 @@
+"""The residual nets: the papers' arithmetic, the shortcuts, the options, and every model file."""
+
+import inspect
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+import torchvision
+from hydra import compose, initialize_config_dir
+from hydra.utils import instantiate
+from omegaconf import OmegaConf
+from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
+
+from resnet_lab.models import family, resnet
+from resnet_lab.models.complexity import count
+from resnet_lab.models.convert import from_torchvision
+from resnet_lab.models.resnet import BLOCKS, PadShortcut, ResNet, cifar_resnet, imagenet_resnet
+
+CONF = Path(__file__).parents[1] / "conf"
+MODEL_FILES = sorted(path.stem for path in (CONF / "model").glob("*.yaml"))
+NORMS = (nn.BatchNorm2d, nn.GroupNorm)
+
+
+@pytest.fixture(autouse=True)
+def _seed():
+    torch.manual_seed(0)
+
+
+def small_net(**options) -> ResNet:
+    outline = {"block": "basic", "depths": [2, 2], "widths": [8, 16]}
+    return ResNet(**outline | {"num_classes": 5, "image_size": 32} | options)
+
+
+def blocks(net):
+    return [block for stage in net.stages for block in stage]
+
+
+def randomise(net):
+    """Random weights and statistics of a trained net's scale: a fresh norm would hide mistakes."""
+    for module in net.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            nn.init.uniform_(module.weight, 0.5, 1.0)
+            nn.init.uniform_(module.bias, -0.2, 0.2)
+            nn.init.uniform_(module.running_mean, -0.2, 0.2)
+            nn.init.uniform_(module.running_var, 0.8, 1.2)
+    return net.eval()
+
+
+# Parameters and multiply-adds
+
+
+# Parameters, and multiply-adds in millions as the public tables round them.
+@pytest.mark.parametrize(
+    ("depth", "params", "millions"),
+    [
+        (20, 269_722, 40.55),
+        (32, 464_154, 68.86),
+        (44, 658_586, 97.17),
+        (56, 853_018, 125.49),
+        (110, 1_727_962, 252.89),
+        (1202, 19_421_274, None),
+    ],
+)
+def test_cifar_nets_cost_what_the_paper_says(depth, params, millions):
+    with torch.device("meta"):
+        net = cifar_resnet(depth, num_classes=10)
+    cost = count(net, 32)
+    # Every 3x3 convolution between equal widths costs as much in each stage; the first of the
+    # second and third stage sees half the channels.
+    n = (depth - 2) // 6
+    convolution = 9 * 16 * 16 * 32 * 32
+    macs = 9 * 3 * 16 * 32 * 32 + (6 * n - 2) * convolution + 2 * convolution // 2 + 64 * 10
+    assert cost == (params, macs)
+    if millions is not None:
+        assert round(cost.macs / 1e6, 2) == millions
+
+
+@pytest.mark.parametrize(
+    ("depth", "params", "billions"),
+    [
+        (18, 11_689_512, 1.814),
+        (34, 21_797_672, 3.664),
+        (50, 25_557_032, 4.089),
+        (101, 44_549_160, 7.801),
+        (152, 60_192_808, 11.514),
+    ],
+)
+def test_imagenet_nets_cost_what_torchvisions_do(depth, params, billions):
+    with torch.device("meta"):
+        net = imagenet_resnet(depth, num_classes=1000)
+        theirs = getattr(torchvision.models, f"resnet{depth}")(weights=None)
+        with FlopCounterMode(display=False) as flops, torch.no_grad():
+            theirs(torch.empty(1, 3, 224, 224))
+    cost = count(net, 224)
+    assert cost == (params, flops.get_total_flops() // 2)
+    assert round(cost.macs / 1e9, 3) == billions
+
+
+def test_count_takes_any_net_and_leaves_it_as_it_was():
+    net = nn.Sequential(
+        nn.Conv2d(2, 6, 3, stride=2, groups=2),  # 9x9 -> 4x4, one channel in per channel out
+        nn.Flatten(),
+        nn.BatchNorm1d(6 * 4 * 4),  # in training it would refuse a single image
+        nn.Linear(6 * 4 * 4, 7),
+    )
+    before = {name: tensor.clone() for name, tensor in net.state_dict().items()}
+    cost = count(net, 9, in_channels=2)
+    assert cost.macs == 6 * 4 * 4 * 9 + 96 * 7
+    assert cost.params == (6 * 9 + 6) + 2 * 96 + (96 * 7 + 7)
+    assert net.training
+    assert not any(module._forward_hooks for module in net.modules())
+    after = net.state_dict()
+    assert all(torch.equal(tensor, after[name]) for name, tensor in before.items())
+
+
+def test_a_weight_used_twice_counts_once_as_parameter_and_twice_as_work():
+    layer = nn.Conv2d(3, 3, 1, bias=False)
+    assert count(nn.Sequential(layer, layer), 4) == (9, 2 * 9 * 16)
+
+
+# torchvision
+
+
+@pytest.mark.parametrize("depth", [18, 34, 50, 101, 152])
+def test_torchvisions_weights_give_torchvisions_outputs(depth):
+    theirs = randomise(getattr(torchvision.models, f"resnet{depth}")(weights=None))
+    ours = imagenet_resnet(depth, num_classes=1000).eval()
+    ours.load_state_dict(from_torchvision(theirs.state_dict()))
+    images = torch.randn(2, 3, 64, 64)
+    with torch.no_grad():
+        expected, logits = theirs(images), ours(images)
+    assert expected.std() > 0.1  # no dead net, or equality would say nothing
+    torch.testing.assert_close(logits, expected, rtol=0, atol=1e-5)
+
+
+def test_conversion_refuses_other_state_dicts():
+    with pytest.raises(ValueError, match=r"^features\.0\.weight: not a weight of torchvision's"):
+        from_torchvision({"features.0.weight": torch.zeros(1)})
+
+
+# Shortcuts
+
+
+def test_shortcut_a_slices_and_pads_without_parameters():
+    shortcut = PadShortcut(4, 6, 2)
+    assert not list(shortcut.parameters())
+    x = torch.randn(2, 4, 5, 5)
+    out = shortcut(x)
+    assert out.shape == (2, 6, 3, 3)
+    assert torch.equal(out[:, :4], x[:, :, [0, 2, 4]][..., [0, 2, 4]])
+    assert torch.equal(out[:, 4:], torch.zeros(2, 2, 3, 3))
+
+
+@pytest.mark.parametrize("block", family.BLOCKS)
+def test_which_blocks_have_which_shortcut(block):
+    # Stages change shape in their first block, the first stage only under a bottleneck's widening.
+    changes = ["bottleneck" in block, False, True, False]
+
+    def kinds(shortcut):
+        return [type(block.shortcut) for block in blocks(small_net(block=block, shortcut=shortcut))]
+
+    projection = nn.Conv2d if "preact" in block else nn.Sequential  # pre-activation: no norm on it
+    assert kinds("A") == [PadShortcut if change else nn.Identity for change in changes]
+    assert kinds("B") == [projection if change else nn.Identity for change in changes]
+    assert kinds("C") == [projection] * 4
+    assert kinds("none") == [type(None)] * 4
+
+
+@pytest.mark.parametrize("shortcut", ["A", "B", "C"])
+@pytest.mark.parametrize("block", ["basic", "bottleneck"])
+def test_a_block_is_relu_of_branch_plus_shortcut(block, shortcut):
+    x = torch.randn(2, 8, 6, 6)
+    unit = randomise(BLOCKS[block](8, 8, 2, shortcut, "batch"))
+    assert torch.equal(unit(x), torch.relu(unit.branch(x) + unit.shortcut(x)))
+
+
+@pytest.mark.parametrize("block", family.BLOCKS)
+def test_a_plain_net_carries_nothing_past_its_branch(block):
+    unit = BLOCKS[block](8, 8 // BLOCKS[block].expansion, 1, "none", "batch").eval()
+    for parameter in unit.branch.parameters():
+        nn.init.zeros_(parameter)
+    assert not unit(torch.randn(2, 8, 6, 6)).any()
+
+
+@pytest.mark.parametrize("block", ["preact_basic", "preact_bottleneck"])
+def test_preactivation_carries_x_itself_but_projects_the_activation(block):
+    x = torch.randn(2, 8, 6, 6)
+    expansion = BLOCKS[block].expansion
+    same = randomise(BLOCKS[block](8, 8 // expansion, 1, "B", "batch"))
+    assert torch.equal(same(x), same.branch(same.preact(x)) + x)
+    assert same(x).min() < 0  # nothing clips the sum
+
+    change = randomise(BLOCKS[block](8, 16 // expansion, 2, "B", "batch"))
+    activated = torch.relu(change.preact[0](x))
+    assert torch.equal(change(x), change.branch(activated) + change.shortcut(activated))
+
+
+@pytest.mark.parametrize("block", ["preact_basic", "preact_bottleneck"])
+def test_a_preactivation_net_activates_after_the_stem_and_before_the_head_once(block):
+    net = small_net(block=block)
+    first, *others = blocks(net)
+    assert isinstance(first.preact, nn.Identity)
+    assert all(isinstance(unit.preact[0], nn.BatchNorm2d) for unit in others)
+    assert [type(layer) for layer in net.stem[-2:]] == [nn.BatchNorm2d, nn.ReLU]
+    assert [type(layer) for layer in net.head[:2]] == [nn.BatchNorm2d, nn.ReLU]
+
+
+# Options
+
+
+@pytest.mark.parametrize("block", family.BLOCKS)
+def test_without_norm_every_convolution_has_a_bias(block):
+    net = small_net(block=block, norm="none")
+    convolutions = [module for module in net.modules() if isinstance(module, nn.Conv2d)]
+    assert all(convolution.bias is not None for convolution in convolutions)
+    assert not any(isinstance(module, NORMS) for module in net.modules())
+    with_norm = small_net(block=block).modules()
+    assert all(module.bias is None for module in with_norm if isinstance(module, nn.Conv2d))
+
+
+@pytest.mark.parametrize("block", family.BLOCKS)
+def test_group_norm_treats_each_image_alone(block):
+    images = torch.randn(4, 3, 16, 16)
+    net = small_net(block=block, norm="group").train()
+    assert not any(isinstance(module, nn.BatchNorm2d) for module in net.modules())
+    torch.testing.assert_close(net(images)[:1], net(images[:1]), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("channels", "groups"), [(256, 32), (64, 32), (16, 8), (24, 12), (7, 1), (1, 1)]
+)
+def test_group_norm_leaves_two_channels_in_a_group(channels, groups):
+    assert resnet.make_norm("group", channels).num_groups == groups
+
+
+@pytest.mark.parametrize("norm", family.NORMS)
+@pytest.mark.parametrize("block", family.BLOCKS)
+def test_zero_init_residual_starts_every_block_as_its_shortcut(block, norm):
+    def start(**options):
+        for unit in blocks(small_net(block=block, norm=norm, **options)):
+            in_channels = next(unit.branch.parameters()).shape[1]
+            yield unit, torch.rand(2, in_channels, 6, 6)  # never negative, as after a block's relu
+
+    for unit, x in start(zero_init_residual=True):
+        if isinstance(unit.shortcut, nn.Identity):
+            assert torch.equal(unit(x), x)
+        assert not unit.branch(x).any()
+    assert all(unit.branch(x).any() for unit, x in start())
+
+
+@pytest.mark.parametrize(
+    ("options", "stem"),
+    [
+        ({"image_size": 32}, "cifar"),
+        ({"image_size": 64}, "cifar"),
+        ({"image_size": 65}, "imagenet"),
+        ({"image_size": None}, "imagenet"),
+        ({"image_size": 224, "stem": "cifar"}, "cifar"),
+        ({"image_size": 32, "stem": "imagenet"}, "imagenet"),
+    ],
+)
+def test_the_stem_follows_the_image_size(options, stem):
+    net = small_net(**options)
+    sides = {"cifar": 64, "imagenet": 16}
+    assert net.stem(torch.randn(1, 3, 64, 64)).shape == (1, 8, sides[stem], sides[stem])
+    assert net.stem[0].kernel_size == ((3, 3) if stem == "cifar" else (7, 7))
+
+
+@pytest.mark.parametrize("size", [32, 224])
+@pytest.mark.parametrize(
+    ("make", "depth", "options"),
+    [
+        (cifar_resnet, 20, {}),
+        (cifar_resnet, 29, {"block": "bottleneck"}),
+        (imagenet_resnet, 18, {}),
+        (imagenet_resnet, 50, {"preact": True}),
+    ],
+)
+def test_nets_take_small_and_large_images(make, depth, options, size):
+    net = make(depth, num_classes=7, image_size=size, **options).eval()
+    activations = net.stages(net.stem(torch.randn(1, 3, size, size)))
+    stem = 1 if size == 32 else 4
+    assert activations.shape[-1] == size // stem // 2 ** (len(net.stages) - 1)
+    assert net.head(activations).shape == (1, 7)
+
+
+@pytest.mark.parametrize(
+    ("width", "widths"), [(2, [16, 32]), (0.5, [4, 8]), (1.3, [10, 21]), (0.01, [1, 1])]
+)
+def test_width_multiplies_every_stage(width, widths):
+    net = small_net(width=width)
+    assert [stage[-1].branch[0].out_channels for stage in net.stages] == widths
+    assert net.stem[0].out_channels == widths[0]
+    assert net.head[-1].in_features == widths[-1]
+    assert net(torch.randn(2, 3, 16, 16)).shape == (2, 5)
+
+
+def test_grey_images_and_an_empty_batch():
+    net = small_net(in_channels=1).eval()
+    assert net(torch.randn(2, 1, 32, 32)).shape == (2, 5)
+    assert net(torch.empty(0, 1, 32, 32)).shape == (0, 5)
+
+
+@pytest.mark.parametrize("block", family.BLOCKS)
+@pytest.mark.parametrize("shortcut", family.SHORTCUTS)
+def test_channels_last_survives_the_stages(block, shortcut):
+    net = small_net(block=block, shortcut=shortcut).to(memory_format=torch.channels_last)
+    images = torch.randn(2, 3, 16, 16).to(memory_format=torch.channels_last)
+    activations = net.stages(net.stem(images))
+    assert activations.is_contiguous(memory_format=torch.channels_last)
+
+
+@pytest.mark.parametrize("block", family.BLOCKS)
+def test_a_net_compiles_as_one_graph(block):
+    graphs = []
+
+    def remember(graph, _):
+        graphs.append(graph)
+        return graph.forward
+
+    net = small_net(block=block, shortcut="A").eval()
+    images = torch.randn(2, 3, 16, 16)
+    compiled = torch.compile(net, backend=remember, fullgraph=True)
+    torch.testing.assert_close(compiled(images), net(images))
+    assert len(graphs) == 1
+
+
+def test_he_init_by_fan_out():
+    weight = cifar_resnet(20, num_classes=10).stages[2][0].branch[0].weight  # 32 -> 64 channels
+    assert weight.std().item() == pytest.approx((2 / (9 * 64)) ** 0.5, rel=0.03)
+
+
+# Impossible wishes
+
+
+@pytest.mark.parametrize(
+    ("depth", "block", "plan"),
+    [
+        (20, "basic", (3, 3, 3)),
+        (8, "preact_basic", (1, 1, 1)),
+        (164, "preact_bottleneck", (18, 18, 18)),
+        (1001, "bottleneck", (111, 111, 111)),
+    ],
+)
+def test_cifar_depths(depth, block, plan):
+    assert family.cifar_plan(depth, block) == (block, plan, (16, 32, 64))
+
+
+def test_imagenet_depths():
+    assert family.imagenet_plan(34) == ("basic", (3, 4, 6, 3), (64, 128, 256, 512))
+    assert family.imagenet_plan(50, preact=True).block == "preact_bottleneck"
+    for depth, depths in family.IMAGENET_DEPTHS.items():
+        layers = 2 if depth < 50 else 3
+        assert sum(depths) * layers + 2 == depth
+
+
+NET = {"block": "basic", "depths": [1, 1], "widths": [8, 16], "num_classes": 3}
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "sentence"),
+    [
+        (
+            "cifar_resnet",
+            {"depth": 21},
+            "depth=21: a CIFAR ResNet of basic blocks has 6n+2 layers; the nearest are 20 and 26.",
+        ),
+        (
+            "cifar_resnet",
+            {"depth": 112, "block": "bottleneck"},
+            "depth=112: a CIFAR ResNet of bottleneck blocks has 9n+2 layers; "
+            "the nearest are 110 and 119.",
+        ),
+        (
+            "cifar_resnet",
+            {"depth": 2},
+            "depth=2: a CIFAR ResNet of basic blocks has 6n+2 layers; the smallest is 8.",
+        ),
+        ("cifar_resnet", {"depth": "abc"}, "depth=abc: use a whole number, 1 or more."),
+        ("cifar_resnet", {"depth": True}, "depth=True: use a whole number, 1 or more."),
+        (
+            "cifar_resnet",
+            {"depth": 20, "block": "wide"},
+            "block=wide: use basic, bottleneck, preact_basic or preact_bottleneck.",
+        ),
+        (
+            "imagenet_resnet",
+            {"depth": 20},
+            "depth=20: an ImageNet ResNet has 18, 34, 50, 101, 152 or 200 layers.",
+        ),
+        ("imagenet_resnet", {"depth": 18, "preact": 1}, "preact=1: use true or false."),
+        ("ResNet", NET | {"shortcut": "D"}, "shortcut=D: use A, B, C or none."),
+        ("ResNet", NET | {"shortcut": None}, "shortcut=None: use A, B, C or none."),
+        (
+            "ResNet",
+            NET | {"shortcut": "A", "widths": [16, 8]},
+            "shortcut=A: it can only add channels, but widths=[16, 8] take some away; "
+            "use B, C or none, or widths that never fall.",
+        ),
+        (
+            "ResNet",
+            NET | {"stem": "vit"},
+            "stem=vit: use cifar, imagenet or null (then the image size decides).",
+        ),
+        ("ResNet", NET | {"norm": "layer"}, "norm=layer: use batch, group or none."),
+        ("ResNet", NET | {"width": 0}, "width=0: use a number above 0."),
+        ("ResNet", NET | {"width": "x"}, "width=x: use a number above 0."),
+        ("ResNet", NET | {"width": float("nan")}, "width=nan: use a number above 0."),
+        ("ResNet", NET | {"num_classes": 0}, "num_classes=0: use a whole number, 1 or more."),
+        ("ResNet", NET | {"in_channels": 0}, "in_channels=0: use a whole number, 1 or more."),
+        (
+            "ResNet",
+            NET | {"image_size": -1},
+            "image_size=-1: use a whole number of pixels, 1 or more, or null.",
+        ),
+        (
+            "ResNet",
+            NET | {"zero_init_residual": "maybe"},
+            "zero_init_residual=maybe: use true or false.",
+        ),
+        (
+            "ResNet",
+            NET | {"zero_init_residual": True, "shortcut": "none"},
+            "zero_init_residual=true: without a shortcut every block would put out zeros and never "
+            "learn; use shortcut A, B or C, or zero_init_residual=false.",
+        ),
+        (
+            "ResNet",
+            NET | {"depths": [1]},
+            "depths=[1] and widths=[8, 16]: give both for the same number of stages.",
+        ),
+        (
+            "ResNet",
+            NET | {"depths": [1, 0]},
+            "depths=[1, 0]: use a list of whole numbers, each 1 or more.",
+        ),
+        ("ResNet", NET | {"widths": []}, "widths=[]: use a list of whole numbers, each 1 or more."),
+        ("ResNet", NET | {"widths": 8}, "widths=8: use a list of whole numbers, each 1 or more."),
+    ],
+)
+def test_an_impossible_wish_gets_one_sentence(name, options, sentence):
+    only_that = f"^{re.escape(sentence)}$"
+    with pytest.raises(ValueError, match=only_that):
+        family.check(f"resnet_lab.models.resnet.{name}", options)
+    with pytest.raises(ValueError, match=only_that):
+        getattr(resnet, name)(**{"num_classes": 3} | options)
+
+
+def test_check_names_missing_and_unknown_options():
+    with pytest.raises(ValueError, match=r"^depth: cifar_resnet needs it; use a whole number"):
+        family.check("resnet_lab.models.resnet.cifar_resnet", {"num_classes": 10})
+    with pytest.raises(ValueError, match=r"^widht: ResNet has no such option; it has block, "):
+        family.check("resnet_lab.models.resnet.ResNet", NET | {"widht": 2})
+
+
+def test_check_knows_every_option_of_the_nets_and_no_other():
+    shared = set(inspect.signature(ResNet).parameters) - {"block", "depths", "widths"}
+    for name, outline in {
+        "ResNet": {"block", "depths", "widths"},
+        "cifar_resnet": {"depth", "block"},
+        "imagenet_resnet": {"depth", "preact"},
+    }.items():
+        with pytest.raises(ValueError, match="it has") as refused:
+            family.check(f"resnet_lab.models.resnet.{name}", {"colour": "red"})
+        listed = str(refused.value).split("it has ")[1].rstrip(".").split(", ")
+        assert set(listed) == shared | outline
+
+
+def test_check_passes_what_is_not_known_yet_and_what_is_not_ours():
+    family.check(
+        "resnet_lab.models.resnet.cifar_resnet",
+        {"_target_": "x", "depth": 20, "num_classes": None, "image_size": None},
+    )
+    family.check("torch.nn.Linear", {"depth": 21})
+
+
+def test_family_is_checked_without_torch():
+    code = (
+        "import sys; from resnet_lab.models import family; family.cifar_plan(20); "
+        "sys.exit('torch' in sys.modules)"
+    )
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+# The model files
+
+
+def model_config(name, image_size, *overrides):
+    with initialize_config_dir(str(CONF), version_base=None):
+        cfg = compose(
+            overrides=[
+                f"+model={name}",
+                "+data.num_classes=10",
+                f"+data.image_size={image_size}",
+                *overrides,
+            ]
+        )
+    OmegaConf.resolve(cfg)
+    return cfg.model
+
+
+@pytest.mark.parametrize("name", MODEL_FILES)
+def test_every_model_file_trains_a_step(name):
+    cfg = model_config(name, 16)
+    family.check(cfg["_target_"], cfg)
+    net = instantiate(cfg)
+    assert isinstance(net, nn.Module)
+    images, labels = torch.randn(2, 3, 16, 16), torch.tensor([3, 7])
+    for bf16 in (False, True):
+        before = net.head[-1].weight.detach().clone()
+        with torch.autocast("cpu", torch.bfloat16, enabled=bf16):
+            logits = net(images)
+        assert logits.dtype == (torch.bfloat16 if bf16 else torch.float32)
+        loss = nn.functional.cross_entropy(logits.float(), labels)
+        assert loss.isfinite()
+        loss.backward()
+        assert all(
+            parameter.grad is not None and parameter.grad.isfinite().all()
+            for parameter in net.parameters()
+        )
+        torch.optim.SGD(net.parameters(), lr=1e-3).step()
+        assert not torch.equal(net.head[-1].weight, before)
+        net.zero_grad()
+
+
+@pytest.mark.parametrize("name", [name for name in MODEL_FILES if name[-1].isdigit()])
+def test_a_model_file_has_the_depth_in_its_name(name):
+    with torch.device("meta"):
+        net = instantiate(model_config(name, 32))
+    convolutions = sum(
+        isinstance(module, nn.Conv2d)
+        for part in [net.stem, *(block.branch for block in blocks(net))]
+        for module in part.modules()
+    )
+    assert convolutions + 1 == int(name.removeprefix("pre").removeprefix("resnet"))
+    assert name.startswith("pre") == ("Preact" in type(blocks(net)[0]).__name__)
+
+
+@pytest.mark.parametrize("name", ["resnet20", "resnet50", "preresnet18", "resnet"])
+@pytest.mark.parametrize(
+    "option",
+    ["shortcut=none", "shortcut=C", "stem=imagenet", "norm=group", "norm=none", "width=0.5"],
+)
+def test_every_option_works_on_every_family(name, option):
+    with torch.device("meta"):
+        net = instantiate(model_config(name, 32, f"model.{option}"))
+        default = instantiate(model_config(name, 32))
+        assert net(torch.empty(2, 3, 32, 32)).shape == (2, 10)
+    assert str(net) != str(default)

@@ -1,0 +1,436 @@
+"""Sources: what they read, what they refuse, and the cache beneath them."""
+
+import hashlib
+import io
+import os
+import pickle
+import subprocess
+import sys
+import tarfile
+import urllib.error
+import warnings
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from resnet_lab.data import sources
+from resnet_lab.data.cache import cached
+from resnet_lab.data.decode import fit, random_resized_crop, to_rgb
+from resnet_lab.data.sources import CIFAR10, CIFAR100, Digits, ImageFolder
+
+
+def make_folder(root: Path, splits: dict[str, dict[str, int]], side: int = 8) -> Path:
+    """PNG files of one colour each: split -> class -> how many."""
+    for s, (split, classes) in enumerate(splits.items()):
+        for c, (name, count) in enumerate(classes.items()):
+            (root / split / name).mkdir(parents=True)
+            for i in range(count):
+                image = Image.new("RGB", (side, side), (60 * s, 60 * c, 10 * i))
+                image.save(root / split / name / f"{i:03}.png")
+    return root
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    return make_folder(
+        tmp_path / "images", {"train": {"cat": 3, "ant": 2}, "test": {"cat": 1, "ant": 2}}
+    )
+
+
+def open_folder(folder: Path) -> ImageFolder:
+    return ImageFolder(str(folder), str(folder.parent / "cache"))
+
+
+# ---------------------------------------------------------------- decoding
+
+
+def rgb(image: Image.Image) -> list[list[int]]:
+    """The distinct colours, after a round trip that keeps mode and info, through `to_rgb`."""
+    result = to_rgb(image)
+    assert result.mode == "RGB"
+    return np.unique(np.asarray(result).reshape(-1, 3), axis=0).tolist()
+
+
+def through(image: Image.Image, kind: str, **options: Any) -> Image.Image:
+    file = io.BytesIO()
+    image.save(file, kind, **options)
+    file.seek(0)
+    return Image.open(file)
+
+
+def test_grey_bilevel_and_cmyk() -> None:
+    assert rgb(through(Image.new("L", (4, 4), 77), "PNG")) == [[77, 77, 77]]
+    assert rgb(through(Image.new("1", (4, 4), 1), "PNG")) == [[255, 255, 255]]
+    assert rgb(through(Image.new("CMYK", (4, 4), (0, 255, 255, 0)), "TIFF")) == [[255, 0, 0]]
+
+
+def test_transparency_lies_over_white() -> None:
+    assert rgb(through(Image.new("RGBA", (4, 4), (9, 9, 9, 0)), "PNG")) == [[255, 255, 255]]
+    assert rgb(through(Image.new("RGBA", (4, 4), (10, 20, 30, 255)), "PNG")) == [[10, 20, 30]]
+    assert rgb(through(Image.new("LA", (4, 4), (0, 0)), "PNG")) == [[255, 255, 255]]
+    palette = Image.new("P", (4, 4), 1)
+    palette.putpalette([1, 2, 3, 40, 50, 60])
+    assert rgb(through(palette, "PNG")) == [[40, 50, 60]]
+    assert rgb(through(palette, "PNG", transparency=1)) == [[255, 255, 255]]
+    assert rgb(through(palette, "PNG", transparency=bytes([0, 255]))) == [[40, 50, 60]]
+
+
+@pytest.mark.parametrize("kind", ["PNG", "TIFF", "PPM"])
+def test_16_bit_grey_is_scaled(kind: str) -> None:
+    values = np.array([[0, 257 * 100, 65535]], dtype=np.uint16)
+    image = to_rgb(through(Image.fromarray(values), kind))
+    assert np.asarray(image)[0, :, 0].tolist() == [0, 100, 255]
+
+
+def test_exif_orientation_is_applied() -> None:
+    image = Image.fromarray(np.array([[0, 100, 200]], dtype=np.uint8))
+    exif = Image.Exif()
+    exif[0x0112] = 6  # to be turned a quarter clockwise
+    turned = to_rgb(through(image, "PNG", exif=exif))
+    assert turned.size == (1, 3)
+    assert np.asarray(turned)[:, 0, 0].tolist() == [0, 100, 200]
+
+
+def test_pixels_of_unknown_range_are_refused() -> None:
+    with pytest.raises(ValueError, match="8 or 16 bits"):
+        to_rgb(Image.new("F", (4, 4)))
+
+
+def test_fit_takes_the_central_square() -> None:
+    stripes = np.zeros((10, 30, 3), dtype=np.uint8)
+    stripes[:, 10:20] = 200
+    assert (np.asarray(fit(Image.fromarray(stripes), 10)) == 200).all()
+    zoomed = fit(Image.fromarray(stripes[:, :, :]).crop((5, 0, 25, 10)), 4, zoom=0.4)
+    assert (np.asarray(zoomed) == 200).all()
+    image = Image.fromarray(stripes[:, :10])
+    assert fit(image, 10) is image
+    checks = np.indices((64, 64)).sum(axis=0) % 2 * 255
+    shrunk = np.asarray(fit(Image.fromarray(checks.astype(np.uint8)), 8))
+    assert (np.abs(shrunk.astype(int) - 127) < 10).all()  # antialiased: grey, not black or white
+
+
+def test_random_resized_crop_reaches_every_corner_and_stays_inside() -> None:
+    ramp = np.zeros((40, 60, 3), dtype=np.uint8)
+    ramp[..., 0] = np.arange(40)[:, None]
+    ramp[..., 1] = np.arange(60)
+    image = Image.fromarray(ramp)
+
+    def crop(*draws: float, scale: tuple[float, float] = (0.25, 0.25)) -> np.ndarray:
+        return np.asarray(random_resized_crop(image, 30, scale, *draws)).astype(int)
+
+    almost = 1 - 2**-31
+    # A quarter of 2,400 pixels at aspect 1 is a square of 24.
+    assert crop(0, 0, 0, 0.5)[0, 0].tolist() == [0, 0, 0]
+    assert crop(almost, almost, 0, 0.5)[-1, -1].tolist() == [39, 59, 0]
+    inside = crop(0.5, 0.5, 0, 0.5)
+    assert inside[-1, 0, 0] - inside[0, 0, 0] == pytest.approx(23, abs=1)
+    assert inside[0, -1, 1] - inside[0, 0, 1] == pytest.approx(23, abs=1)
+    wide, tall = crop(0, 0, 0, almost), crop(0, 0, 0, 0)
+    assert wide[0, -1, 1] == pytest.approx(27, abs=1)  # 24 * sqrt(4 / 3) columns
+    assert tall[-1, 0, 0] == pytest.approx(27, abs=1)
+    whole = crop(almost, almost, almost, almost, scale=(0.08, 1.0))
+    assert whole[0, 0, 0] == 0  # taller than the image, so cut to its height
+    assert whole[-1, 0, 0] == 39
+
+
+# ---------------------------------------------------------------- image folders
+
+
+def test_an_image_folder_is_read(folder: Path) -> None:
+    (folder / "val" / "cat").mkdir(parents=True)
+    (folder / "val" / "ant").mkdir(parents=True)
+    Image.new("L", (20, 30), 5).save(folder / "val" / "cat" / "a.JPG")
+    Image.new("L", (8, 8), 7).save(folder / "val" / "ant" / "b.Tiff")
+    source = open_folder(folder)
+    assert source.splits == ("train", "val", "test")
+    assert source.class_names == ["ant", "cat"]
+    assert source.num_classes == 2
+    assert source.labels("train").tolist() == [0, 0, 1, 1, 1]
+    assert source.labels("val").tolist() == [0, 1]
+    assert source.own_size == 8  # of the training images
+    images = source.images("train", 8)
+    assert isinstance(images, np.memmap)
+    assert not images.flags.writeable
+    assert images[:, 0, 0].tolist() == [[0, 60, 0], [0, 60, 10], [0, 0, 0], [0, 0, 10], [0, 0, 20]]
+    assert source.describe("train", 2) == "train/cat/000.png"
+    assert source.read("val", 1).size == (20, 30)
+    assert source.images("val", 4).shape == (2, 4, 4, 3)
+
+
+def test_strangers_in_a_folder_are_left_out(folder: Path) -> None:
+    cat = folder / "train" / "cat"
+    for name in (".hidden.png", "._000.png", "Thumbs.db", "notes.txt"):
+        (cat / name).write_text("no image")
+    (cat / ".ipynb_checkpoints").mkdir()
+    (cat / "more.png").mkdir()
+    (folder / "train" / ".git").mkdir()
+    (folder / "train" / "readme.md").write_text("about")
+    source = open_folder(folder)
+    assert source.class_names == ["ant", "cat"]
+    assert len(source.labels("train")) == 5
+
+
+@pytest.mark.parametrize("absent", ["images", "images/train", "images/test"])
+def test_a_wrong_layout_says_what_it_must_be(folder: Path, absent: str) -> None:
+    (folder.parent / absent).rename(folder.parent / "gone")
+    with pytest.raises(ValueError, match=r"must hold train/ and test/"):
+        open_folder(folder).labels("train")
+
+
+def test_faults_in_a_folder_are_named(folder: Path) -> None:
+    (folder / "test" / "cat").rename(folder / "test" / "dog")
+    with pytest.raises(ValueError, match=r"lacks cat and adds dog"):
+        open_folder(folder).labels("test")
+    (folder / "test" / "dog").rename(folder / "test" / "cat")
+    (folder / "train" / "bee").mkdir()
+    (folder / "test" / "bee").mkdir()
+    with pytest.raises(ValueError, match=r"bee holds no image"):
+        open_folder(folder).labels("train")
+    for split in ("train", "test"):
+        (folder / split / "bee").rmdir()
+    (folder / "train" / "cat" / "link.png").symlink_to("nowhere.png")
+    with pytest.raises(ValueError, match=r"link\.png: a link to nothing"):
+        open_folder(folder).labels("train")
+
+
+@pytest.mark.parametrize("content", [b"", b"<html>not found</html>", "half"])
+def test_an_unreadable_image_is_named(folder: Path, content: bytes | str) -> None:
+    path = folder / "train" / "cat" / "001.png"
+    noise = np.random.default_rng(0).integers(0, 256, (64, 64, 3), dtype=np.uint8)
+    Image.fromarray(noise).save(path)
+    whole = path.read_bytes()
+    path.write_bytes(whole[: len(whole) // 2] if isinstance(content, str) else content)
+    with pytest.raises(ValueError, match=r"cannot read .*001\.png.*remove or replace it"):
+        open_folder(folder).images("train", 8)
+    assert not list((folder.parent / "cache").glob("*.partial"))
+
+
+def test_own_size_where_sizes_differ_or_are_no_squares(folder: Path) -> None:
+    assert open_folder(folder).own_size == 8
+    Image.new("RGB", (8, 9)).save(folder / "train" / "cat" / "000.png")
+    assert open_folder(folder).own_size is None
+    for path in folder.glob("train/*/*"):
+        Image.new("RGB", (8, 9)).save(path)
+    assert open_folder(folder).own_size is None
+
+
+# ---------------------------------------------------------------- the cache
+
+
+def count_reads(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    reads = []
+    read = ImageFolder.read
+
+    def counting(self: ImageFolder, split: str, index: int) -> Image.Image:
+        reads.append(self.describe(split, index))
+        return read(self, split, index)
+
+    monkeypatch.setattr(ImageFolder, "read", counting)
+    return reads
+
+
+def test_images_are_decoded_once_and_again_when_a_file_changes(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    reads = count_reads(monkeypatch)
+    open_folder(folder).images("train", 8)
+    assert len(reads) == 5
+    reads.clear()
+    open_folder(folder).images("train", 8)
+    assert reads == []
+    open_folder(folder).images("train", 4)  # another size is another entry
+    assert len(reads) == 5
+    path = folder / "train" / "cat" / "001.png"
+    stat = path.stat()
+
+    reads.clear()
+    os.utime(path, ns=(stat.st_atime_ns, stat.st_mtime_ns + 1))  # only the time
+    open_folder(folder).images("train", 8)
+    assert len(reads) == 5
+
+    reads.clear()
+    Image.fromarray(np.arange(192, dtype=np.uint8).reshape(8, 8, 3)).save(path)  # only the size
+    os.utime(path, ns=(stat.st_atime_ns, stat.st_mtime_ns))
+    assert open_folder(folder).images("train", 8)[3, 7, 7, 2] == 191
+    assert len(reads) == 5
+
+    reads.clear()
+    path.rename(path.with_name("renamed.png"))
+    open_folder(folder).images("train", 8)
+    assert len(reads) == 5
+
+
+@pytest.mark.parametrize("harm", ["truncate", "empty", "foreign", "remove"])
+def test_a_damaged_entry_is_rebuilt(folder: Path, harm: str) -> None:
+    wanted = np.array(open_folder(folder).images("train", 8))
+    (path,) = (folder.parent / "cache").glob("imagefolder-train-8-*/images.npy")
+    if harm == "truncate":
+        path.write_bytes(path.read_bytes()[:-1])
+    elif harm == "empty":
+        path.write_bytes(b"")
+    elif harm == "foreign":
+        np.save(path, np.zeros((5, 9, 9, 3), np.uint8))
+    else:
+        path.unlink()
+    np.testing.assert_array_equal(open_folder(folder).images("train", 8), wanted)
+
+
+def test_what_a_killed_process_left_is_no_obstacle(folder: Path) -> None:
+    wanted = np.array(open_folder(folder).images("train", 8))
+    (path,) = (folder.parent / "cache").glob("imagefolder-train-8-*/images.npy")
+    path.parent.rename(f"{path.parent}.partial")
+    np.testing.assert_array_equal(open_folder(folder).images("train", 8), wanted)
+    assert not list((folder.parent / "cache").glob("*.partial"))
+
+
+def test_two_processes_write_once(tmp_path: Path) -> None:
+    script = """
+import sys, time
+from pathlib import Path
+from resnet_lab.data.cache import cached
+folder = Path(sys.argv[1])
+def write(partial):
+    with open(folder.parent / "writes", "a") as log:
+        log.write("x")
+    time.sleep(1)
+    (partial / "value").write_text("7")
+print(cached(folder, write, lambda folder: (folder / "value").read_text()))
+"""
+    command = [sys.executable, "-c", script, str(tmp_path / "entry")]
+    both = [subprocess.Popen(command, stdout=subprocess.PIPE, text=True) for _ in range(2)]
+    assert [process.communicate()[0] for process in both] == ["7\n", "7\n"]
+    assert (tmp_path / "writes").read_text() == "x"
+
+
+def test_a_cache_that_cannot_be_written_is_a_sentence(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(ValueError, match=r"set data\.cache_dir"):
+        cached(tmp_path / "file" / "entry", Path.touch, Path.read_text)
+
+
+# ---------------------------------------------------------------- digits and CIFAR
+
+
+def test_digits(tmp_path: Path) -> None:
+    source = Digits(str(tmp_path))
+    assert source.class_names == [str(digit) for digit in range(10)]
+    train, test = source.images("train", 32), source.images("test", 32)
+    assert train.shape == (1438, 32, 32, 3)
+    assert test.shape == (359, 32, 32, 3)
+    counts = np.bincount(source.labels("test"))
+    share = np.bincount(source.labels("train")) + counts
+    assert (np.abs(counts - share * 359 / 1797) < 1).all()
+    assert train.min() == 0
+    assert train.max() == 255
+    assert (train[..., 0] == train[..., 2]).all()
+    assert source.describe("train", 17) == "train[17]"
+    assert source.images("test", 16).shape == (359, 16, 16, 3)
+    np.testing.assert_array_equal(np.asarray(source.read("test", 3)), test[3])
+    again = Digits(str(tmp_path))
+    np.testing.assert_array_equal(again.labels("test"), source.labels("test"))
+
+
+def pickled(content: dict[str, Any]) -> bytes:
+    """As the real archive: protocol 2, and 0 and 1 where NumPy now writes False and True."""
+    data = pickle.dumps(content, protocol=2)
+    return data.replace(b"\x89\x88", b"K\x00K\x01")
+
+
+@pytest.fixture
+def cifar(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder with a CIFAR-10 archive of 5 x 4 and 3 images, whose checksums torchvision knows."""
+    import torchvision
+
+    kind = torchvision.datasets.CIFAR10
+    rng = np.random.default_rng(0)
+    names = [name for name, _ in kind.train_list + kind.test_list]
+    files = {kind.meta["filename"]: pickled({"label_names": [f"class {i}" for i in range(10)]})}
+    for name in names:
+        n = 3 if name == "test_batch" else 4
+        data = rng.integers(0, 256, (n, 3072), dtype=np.uint8)
+        files[name] = pickled({"data": data, "labels": rng.integers(0, 10, n).tolist()})
+    root = tmp_path / "root"
+    root.mkdir()
+    with tarfile.open(root / kind.filename, "w:gz") as archive:
+        for name, content in files.items():
+            info = tarfile.TarInfo(f"{kind.base_folder}/{name}")
+            info.size = len(content)
+            archive.addfile(info, io.BytesIO(content))
+
+    def md5(content: bytes) -> str:
+        return hashlib.md5(content, usedforsecurity=False).hexdigest()
+
+    monkeypatch.setattr(kind, "tgz_md5", md5((root / kind.filename).read_bytes()))
+    monkeypatch.setattr(kind, "train_list", [[name, md5(files[name])] for name in names[:-1]])
+    monkeypatch.setattr(kind, "test_list", [[names[-1], md5(files[names[-1]])]])
+    meta = {**kind.meta, "md5": md5(files[kind.meta["filename"]])}
+    monkeypatch.setattr(kind, "meta", meta)
+
+    def no_network(*args: Any, **kwargs: Any) -> None:
+        raise urllib.error.URLError("no route to host")
+
+    monkeypatch.setattr("urllib.request.urlopen", no_network)
+    return root
+
+
+def test_a_cifar_archive_in_root_needs_no_network(
+    cifar: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import torchvision
+
+    cache = str(cifar.parent / "cache")
+    source = CIFAR10(str(cifar), cache)
+    assert source.images("train", 32).shape == (20, 32, 32, 3)
+    assert source.images("test", 32).shape == (3, 32, 32, 3)
+    assert source.class_names[3] == "class 3"
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # NumPy 2.4.0 to 2.4.4 mind the old pickle, as in `_load`
+        reference = torchvision.datasets.CIFAR10(cifar, train=True)
+    np.testing.assert_array_equal(source.images("train", 32), reference.data)
+    np.testing.assert_array_equal(source.labels("train"), reference.targets)
+    # A later start reads the cache and unpickles nothing.
+    monkeypatch.setattr(pickle, "load", lambda *args, **kwargs: pytest.fail("unpickled again"))
+    again = CIFAR10(str(cifar), cache)
+    np.testing.assert_array_equal(again.images("train", 32), reference.data)
+    assert again.class_names[3] == "class 3"
+    assert again.images("test", 16).shape == (3, 16, 16, 3)
+
+
+def test_tampered_cifar_files_are_refused_before_unpickling(
+    cifar: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cache = str(cifar.parent / "cache")
+    fingerprint = CIFAR10(str(cifar), cache).fingerprint("train")  # unpacks
+    with open(cifar / "cifar-10-batches-py" / "data_batch_3", "ab") as file:
+        file.write(b"x")
+    monkeypatch.setattr(pickle, "load", lambda *args, **kwargs: pytest.fail("unpickled"))
+    source = CIFAR10(str(cifar), cache)
+    assert source.fingerprint("train") != fingerprint
+    with pytest.raises(ValueError, match=r"wrong checksum; remove that folder"):
+        source.images("train", 32)
+
+
+def test_a_tampered_cifar_archive_is_not_unpacked(cifar: Path) -> None:
+    with open(cifar / "cifar-10-python.tar.gz", "ab") as file:
+        file.write(b"x")
+    with pytest.raises(ValueError, match=r"cifar-10-python\.tar\.gz has the wrong checksum"):
+        CIFAR10(str(cifar), str(cifar.parent / "cache")).images("train", 32)
+    assert not (cifar / "cifar-10-batches-py").exists()
+
+
+@pytest.mark.parametrize(("kind", "name"), [(CIFAR10, "cifar-10"), (CIFAR100, "cifar-100")])
+def test_without_network_the_sentence_says_where_to_put_the_archive(
+    cifar: Path, kind: type[CIFAR10], name: str
+) -> None:
+    root = cifar.parent / "empty"
+    with pytest.raises(ValueError, match=r"data=digits") as error:
+        kind(str(root), str(cifar.parent / "cache")).images("train", 32)
+    assert f"put {name}-python.tar.gz into {root}" in str(error.value)
+
+
+def test_sources_import_without_torch() -> None:
+    script = f"import sys, {sources.__name__}; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", script]).returncode == 0

@@ -1,0 +1,280 @@
+"""A run from config to result: what it leaves behind, and that its numbers are right."""
+
+import csv
+import json
+import logging
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from omegaconf import OmegaConf
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+from resnet_lab import checkpoint_io, experiment
+
+ROOT = Path(__file__).resolve().parents[1]
+
+# A net and a schedule that take a second or two.
+QUICK = (
+    "model=cifar_resnet",
+    "model.depth=8",
+    "model.width=0.25",
+    "data.train_size=256",
+    "data.batch_size=64",
+    "trainer.max_epochs=2",
+    "trainer.accelerator=cpu",
+    "trainer.log_every_n_steps=2",
+)
+
+
+@pytest.fixture
+def finished(config):
+    """A finished quick run: its folder and what `train` returned."""
+    cfg = config(*QUICK)
+    result = experiment.train(cfg)
+    return Path(cfg.run_dir), result
+
+
+def test_a_run_folder_holds_all_that_it_promises(finished):
+    run_dir, result = finished
+    assert json.loads((run_dir / "result.json").read_text()) == result
+    assert result["status"] == "finished"
+    assert result["epochs"] == 2
+    assert result["steps"] == 2 * (256 // 64)
+    assert result["n_train"] == 256
+    assert result["n_train"] + result["n_val"] < 1797 - result["n_test"] + 1
+    assert result["devices"] == 1
+    assert result["seed"] == 0
+    assert result["batch_size"] == 64
+    assert result["images_per_second"] > 0
+    for key in ("val/loss", "val/acc", "test/loss", "test/acc", "macs", "params", "git_commit"):
+        assert key in result
+    saved = OmegaConf.load(run_dir / "config.yaml")
+    assert saved.trainer.precision in ("bf16-mixed", "32")
+    assert saved.model.num_classes == 10
+    assert "${" not in (run_dir / "config.yaml").read_text()
+
+    with (run_dir / "metrics.csv").open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert [row["epoch"] for row in rows] == ["1", "2"]
+    assert [row["step"] for row in rows] == ["4", "8"]
+    best = max(rows, key=lambda row: float(row["val/acc"]))
+    assert result["best_epoch"] == int(best["epoch"])
+    assert result["val/acc"] == float(best["val/acc"])
+
+
+def test_checkpoints_are_plain_data_with_clean_names(finished):
+    run_dir, _ = finished
+    for name in ("best", "last"):
+        checkpoint = torch.load(run_dir / "checkpoints" / f"{name}.ckpt", weights_only=True)
+        assert all(key.startswith("net.") for key in checkpoint["state_dict"])
+        assert not any("_orig_mod" in key for key in checkpoint["state_dict"])
+    assert sorted(p.name for p in (run_dir / "checkpoints").iterdir()) == ["best.ckpt", "last.ckpt"]
+
+
+def test_the_test_accuracy_is_that_of_the_best_checkpoint_on_every_test_image(finished, config):
+    run_dir, result = finished
+    parts = experiment.build(config(*QUICK))
+    weights = torch.load(run_dir / "checkpoints" / "best.ckpt", weights_only=True)["state_dict"]
+    parts.classifier.load_state_dict(weights)
+    net = parts.net.eval()
+    source, data = parts.datamodule.source, parts.datamodule
+    images = torch.tensor(np.asarray(source.images("test", 32))).permute(0, 3, 1, 2) / 255
+    mean, std = (torch.tensor(s).view(3, 1, 1) for s in (data.mean, data.std))
+    with (
+        torch.no_grad(),
+        torch.autocast("cpu", torch.bfloat16, enabled=result["precision"] != "32"),
+    ):
+        logits = net((images - mean) / std).float()
+    right = int((logits.argmax(1).numpy() == source.labels("test")).sum())
+    # Rounding to bfloat16 can turn a near tie.
+    assert abs(right - result["test/acc"] * result["n_test"]) <= 1
+    assert result["n_test"] == len(source.labels("test"))
+
+
+def test_the_board_shows_every_figure_by_step_and_by_epoch(finished):
+    run_dir, result = finished
+    board = EventAccumulator(str(run_dir / "tensorboard"))
+    board.Reload()
+    scalars = set(board.Tags()["scalars"])
+    figures = {f"{split}/{what}" for split in ("train", "val") for what in ("loss", "acc")}
+    assert figures <= scalars
+    assert {f"by_epoch/{figure.replace('/', '_')}" for figure in figures} <= scalars
+    assert {"test/acc", "test/loss", "lr", "images_per_second", "train/loss_step"} <= scalars
+    assert [event.step for event in board.Scalars("val/acc")] == [4, 8]
+    assert [event.step for event in board.Scalars("by_epoch/val_acc")] == [1, 2]
+    assert [event.step for event in board.Scalars("train/loss_step")] == [2, 4, 6, 8]
+    assert board.Scalars("final/test/acc")[0].value == pytest.approx(result["test/acc"])
+    assert "hp_metric" not in scalars
+    assert "config/text_summary" in board.Tags()["tensors"]
+
+
+def test_training_twice_gives_the_same_weights(config, tmp_path):
+    weights = []
+    for name in ("one", "two"):
+        cfg = config(*QUICK, f"run_dir={tmp_path}/{name}")
+        experiment.train(cfg)
+        weights.append(checkpoint_io.load(Path(cfg.run_dir, "checkpoints/last.ckpt"))["state_dict"])
+    for key, value in weights[0].items():
+        assert torch.equal(value, weights[1][key]), key
+
+
+def test_without_validation_the_last_epoch_is_the_best(config):
+    cfg = config(*QUICK, "data.val_size=0")
+    result = experiment.train(cfg)
+    assert result["n_val"] == 0
+    assert result["best_epoch"] == 2
+    assert "val/acc" not in result
+    assert result["test/acc"] > 0
+
+
+def test_the_test_set_is_read_once_and_after_training(config, monkeypatch):
+    from resnet_lab.data.sources import Digits
+
+    opened: list[str] = []
+    images = Digits.images
+
+    def watched(self, split, image_size):
+        opened.append(split)
+        return images(self, split, image_size)
+
+    monkeypatch.setattr(Digits, "images", watched)
+    parts = experiment.build(config(*QUICK))
+    parts.trainer.fit(parts.classifier, datamodule=parts.datamodule)
+    assert "test" not in opened
+    parts.trainer.test(parts.classifier, datamodule=parts.datamodule, verbose=False)
+    assert opened.count("test") == 1
+
+
+def test_decay_can_leave_norm_and_bias_alone(config):
+    parts = experiment.build(config(*QUICK, "classifier.decay_norm_and_bias=false"))
+    decayed, spared = parts.classifier.parameter_groups()
+    assert all(p.ndim > 1 for p in decayed["params"])
+    assert spared["weight_decay"] == 0
+    assert len(decayed["params"]) + len(spared["params"]) == len(list(parts.net.parameters()))
+
+
+def test_one_batch_can_be_learned_by_heart(config):
+    result = experiment.train(
+        config("experiment=overfit_one_batch", "model.width=0.5", "trainer.accelerator=cpu")
+    )
+    assert result["steps"] >= 50
+    with Path(result_dir(result, config)).open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert float(rows[-1]["train/acc"]) == 1.0
+    assert float(rows[-1]["train/loss"]) < 0.1
+
+
+def result_dir(result, config):
+    return Path(config().run_dir, "metrics.csv")
+
+
+def test_fast_dev_run_leaves_no_checkpoint(config):
+    cfg = config(*QUICK, "trainer.fast_dev_run=true")
+    result = experiment.train(cfg)
+    assert result["status"] == "fast_dev_run"
+    assert not Path(cfg.run_dir, "checkpoints").exists()
+
+
+def test_a_failed_run_says_so_in_its_result(config, monkeypatch):
+    cfg = config(*QUICK)
+
+    def broken(*_):
+        raise RuntimeError("on purpose")
+
+    monkeypatch.setattr("resnet_lab.classifier.Classifier.training_step", broken)
+    with pytest.raises(RuntimeError, match="on purpose"):
+        experiment.train(cfg)
+    result = json.loads(Path(cfg.run_dir, "result.json").read_text())
+    assert result["status"] == "failed"
+    assert "on purpose" in result["error"]
+
+
+@pytest.mark.parametrize("precision", ["32", "bf16-mixed"])
+@pytest.mark.parametrize("optimizer", ["sgd", "adam", "adamw"])
+def test_every_optimizer_trains_in_both_precisions(config, optimizer, precision):
+    result = experiment.train(
+        config(*QUICK, f"optimizer={optimizer}", f"trainer.precision={precision}")
+    )
+    assert result["precision"] == precision
+    assert 0 < result["test/loss"] < 20
+
+
+def test_accumulation_takes_a_step_every_so_many_batches(config):
+    result = experiment.train(config(*QUICK, "trainer.accumulate_grad_batches=2"))
+    assert result["steps"] == 2 * (256 // 64 // 2)
+
+
+def test_a_checkpoint_that_cannot_be_written_leaves_the_old_one(tmp_path, monkeypatch):
+    io = checkpoint_io.DurableCheckpointIO()
+    path = tmp_path / "last.ckpt"
+    io.save_checkpoint({"step": 1}, path)
+
+    def full(*_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(OSError, match="No space left"):
+        io.save_checkpoint({"step": 2}, path)
+    assert io.load_checkpoint(path) == {"step": 1}
+    assert [p.name for p in tmp_path.iterdir()] == ["last.ckpt"]
+
+
+def test_precision_auto_follows_the_hardware(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: False)
+    for flags, expected in (({"avx2"}, "32"), ({"amx_bf16"}, "bf16-mixed")):
+        monkeypatch.setattr(experiment, "cpu_flags", lambda flags=flags: flags)
+        assert experiment.resolve_precision("auto", "auto") == expected
+    assert experiment.resolve_precision(32, "cpu") == "32"
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation: False)
+    assert experiment.resolve_precision("auto", "gpu") == "32"
+
+
+def test_two_devices_train_as_one(tmp_path, shared_cache):
+    """The command line on two CPU processes: one folder, and the figures of one device."""
+    results = []
+    for devices in (1, 2):
+        run_dir = tmp_path / f"devices{devices}"
+        done = subprocess.run(
+            [
+                sys.executable,
+                str(ROOT / "train.py"),
+                *QUICK,
+                "model.norm=none",
+                "model.zero_init_residual=true",
+                "trainer.precision=32",
+                "optimizer.lr=0.01",
+                "data.crop_padding=2",
+                f"data.cache_dir={shared_cache}",
+                f"trainer.devices={devices}",
+                f"hydra.run.dir={run_dir}",
+            ],
+            cwd=tmp_path,
+            capture_output=True,
+            text=True,
+            env={k: v for k, v in os.environ.items() if k != "LOCAL_RANK"},
+            timeout=300,
+        )
+        assert done.returncode == 0, done.stderr
+        assert done.stdout.count("run folder") == 1
+        results.append(json.loads((run_dir / "result.json").read_text()))
+    one, two = results
+    assert (one["devices"], two["devices"]) == (1, 2)
+    assert one["steps"] == two["steps"]
+    assert one["test/loss"] == pytest.approx(two["test/loss"], rel=1e-4)
+    assert one["val/loss"] == pytest.approx(two["val/loss"], rel=1e-4)
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["devices1", "devices2"]
+
+
+def test_the_log_has_a_line_an_epoch_and_no_bar(config, caplog):
+    with caplog.at_level(logging.INFO, logger="resnet_lab"):
+        experiment.train(config(*QUICK))
+    lines = [m for m in caplog.messages if m.startswith("epoch ")]
+    assert len(lines) == 2
+    assert "epoch   1/2" in lines[0]

@@ -1,0 +1,18 @@
+"""Train one network: `python train.py model=resnet50 trainer.devices=2`; several with `-m`."""
+
+import hydra
+from omegaconf import DictConfig
+
+from resnet_lab.config import one_sentence_errors
+
+
+@hydra.main(version_base="1.3", config_path="conf", config_name="train")
+def main(cfg: DictConfig) -> None:
+    from resnet_lab import experiment  # imports torch: only once the config is known to be good
+
+    experiment.train(cfg)
+
+
+if __name__ == "__main__":
+    with one_sentence_errors():
+        main()
