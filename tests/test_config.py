@@ -61,13 +61,13 @@ def train_py(*overrides: str, **env: str) -> subprocess.CompletedProcess[str]:
     ],
 )
 def test_a_wrong_value_gets_one_sentence(config, override, sentence):
-    with pytest.raises(ValueError, match="^[^\n]+$") as error:
+    with pytest.raises(ValueError, match=r"^[^\n]+$") as error:
         check(config(override))
     assert sentence in str(error.value)
 
 
 def test_two_wrong_values_get_two_lines(config):
-    with pytest.raises(ValueError, match="optimizer.lr=0") as error:
+    with pytest.raises(ValueError, match=r"optimizer\.lr=0") as error:
         check(config("optimizer.lr=0", "seed=x"))
     assert len(str(error.value).splitlines()) == 2
 

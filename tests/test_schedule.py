@@ -1,5 +1,6 @@
 """Learning-rate schedules: the factor at every optimizer step."""
 
+import itertools
 import math
 
 import pytest
@@ -49,7 +50,7 @@ def test_cosine_starts_at_one_passes_the_middle_and_nears_its_end():
     assert seen[0] == 1.0
     assert seen[50] == pytest.approx(0.55)
     assert seen[99] == pytest.approx(0.1 + 0.9 * 0.5 * (1 + math.cos(math.pi * 0.99)))
-    assert all(a > b for a, b in zip(seen, seen[1:], strict=False))
+    assert all(a > b for a, b in itertools.pairwise(seen))
 
 
 def test_onecycle_rises_to_its_peak_and_falls_to_almost_nothing():

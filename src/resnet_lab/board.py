@@ -1,5 +1,6 @@
 """TensorBoard as this project uses it."""
 
+from collections.abc import Mapping
 from typing import Any
 
 from lightning.pytorch.loggers import TensorBoardLogger
@@ -19,14 +20,14 @@ class Board(TensorBoardLogger):
         super().__init__(save_dir, name="", version="", default_hp_metric=False)
 
     @rank_zero_only
-    def log_metrics(self, metrics: dict[str, float], step: int | None = None) -> None:
-        metrics = dict(metrics)
-        epoch = metrics.pop("epoch", None)
-        super().log_metrics(metrics, step)
+    def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
+        figures = dict(metrics)
+        epoch = figures.pop("epoch", None)
+        super().log_metrics(figures, step)
         if epoch is not None:
             by_epoch = {
                 f"by_epoch/{key.replace('/', '_')}": value
-                for key, value in metrics.items()
+                for key, value in figures.items()
                 if key.startswith(("train/", "val/"))
             }
             super().log_metrics(by_epoch, int(epoch) + 1)

@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 from lightning.pytorch import LightningModule
+from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.optim import Optimizer
@@ -112,7 +113,7 @@ class Classifier(LightningModule):
     def on_test_epoch_end(self) -> None:
         self._close("test", self.test_tally)
 
-    def configure_optimizers(self) -> dict[str, Any]:
+    def configure_optimizers(self) -> OptimizerLRScheduler:
         optimizer = self._optimizer(self.parameter_groups())
         total_steps = self.trainer.estimated_stepping_batches
         batches = self.trainer.num_training_batches

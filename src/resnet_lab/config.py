@@ -85,7 +85,7 @@ RULES: dict[str, Rule] = {
     "data.image_size": _or_null((lambda v: _whole(v) and v >= 8, "a whole number of 8 or more")),
     "data.train_size": _or_null(_COUNT),
     "data.val_size": (
-        lambda v: _number(v) and (0 <= v < 1 or _whole(v) and v >= 1),
+        lambda v: _number(v) and (0 <= v < 1 or (_whole(v) and v >= 1)),
         "a share from 0 to below 1, or a whole number of images",
     ),
     "data.mean": _or_null(_TRIPLE),
@@ -379,7 +379,10 @@ def _choices(group: str) -> list[str]:
 def _offer(wanted: str, choices: list[str]) -> str:
     def likeness(choice: str) -> tuple[float, int]:
         ratio = difflib.SequenceMatcher(None, wanted, choice).ratio()
-        return ratio, len(os.path.commonprefix([wanted, choice]))
+        alike = itertools.takewhile(
+            lambda pair: pair[0] == pair[1], zip(wanted, choice, strict=False)
+        )
+        return ratio, len(list(alike))
 
     close = max(choices, key=likeness)
     hint = f"did you mean {close}? " if likeness(close)[0] >= 0.6 else ""

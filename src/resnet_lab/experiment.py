@@ -149,7 +149,8 @@ def train(cfg: DictConfig) -> dict[str, Any]:
         run_dir = Path(cfg.run_dir)
         result = _describe(parts)
         _begin(parts, run_dir, result)
-        epoch_log = next((c for c in trainer.callbacks if isinstance(c, EpochLog)), None)
+        callbacks = trainer.callbacks  # type: ignore[attr-defined]
+        epoch_log = next((c for c in callbacks if isinstance(c, EpochLog)), None)
         began = time.monotonic()
         try:
             trainer.fit(classifier, datamodule=parts.datamodule)
@@ -269,7 +270,9 @@ def _row(metrics: Path, epoch: int) -> dict[str, float]:
 def _close(parts: Parts, run_dir: Path, result: dict[str, Any]) -> None:
     """HPARAMS on the board, and the closing table on the screen."""
     cfg = parts.cfg
-    scores = {key: result[key] for key in ("val/acc", "test/acc") if key in result}
+    scores: dict[str, float] = {
+        key: result[key] for key in ("val/acc", "test/acc") if key in result
+    }
     overrides = HydraConfig.get().overrides.task if HydraConfig.initialized() else []
     choices = {
         "model": result["model"],

@@ -76,7 +76,7 @@ class EpochLog(Callback):
     ) -> None:
         self._epoch_images += len(batch[1]) * trainer.world_size
         step = trainer.global_step
-        if step % trainer.log_every_n_steps == 0:
+        if step % trainer.log_every_n_steps == 0:  # type: ignore[attr-defined]
             figures = {"train/loss_step": float(outputs["loss"].detach()), "lr": _lr(trainer)}
             for logger in trainer.loggers:
                 logger.log_metrics(figures, step)
