@@ -3,16 +3,17 @@
 import hydra
 from omegaconf import DictConfig
 
-from resnet_lab.config import one_sentence_errors
+from resnet_lab.config import composition_errors, one_sentence_errors
 
 
 @hydra.main(version_base="1.3", config_path="conf", config_name="train")
 def main(cfg: DictConfig) -> None:
-    from resnet_lab import experiment  # imports torch: only once the config is known to be good
+    with one_sentence_errors():
+        from resnet_lab import experiment  # imports torch: only once the config is known to be good
 
-    experiment.train(cfg)
+        experiment.train(cfg)
 
 
 if __name__ == "__main__":
-    with one_sentence_errors():
+    with composition_errors():
         main()

@@ -272,6 +272,18 @@ def test_two_devices_train_as_one(tmp_path, shared_cache):
     assert sorted(p.name for p in tmp_path.iterdir()) == ["devices1", "devices2"]
 
 
+def test_a_mistake_that_only_the_data_shows_is_one_line(tmp_path, shared_cache):
+    command = [sys.executable, str(ROOT / "train.py"), f"data.cache_dir={shared_cache}"]
+    done = subprocess.run(
+        [*command, "data.batch_size=2048"], cwd=tmp_path, capture_output=True, text=True
+    )
+    assert done.returncode == 1
+    assert done.stderr == (
+        "error: data.batch_size=2048 is more than there are training images; "
+        "the largest possible is 1294\n"
+    )
+
+
 def test_the_log_has_a_line_an_epoch_and_no_bar(config, caplog):
     with caplog.at_level(logging.INFO, logger="resnet_lab"):
         experiment.train(config(*QUICK))

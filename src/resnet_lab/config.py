@@ -1,10 +1,12 @@
 """What a config may say, and one sentence for each thing it may not; imports no torch.
 
 `CheckAndClaim` is the Hydra callback that runs before every single run: it checks the composed
-config and gives the run a folder of its own. `one_sentence_errors` wraps the command line.
+config and gives the run a folder of its own. `composition_errors` and `one_sentence_errors` stand
+around Hydra and around the run, and turn mistakes into messages.
 """
 
 import difflib
+import importlib.util
 import itertools
 import os
 import re
@@ -31,6 +33,7 @@ from resnet_lab.models import family
 SOURCE_FOLDER = Path(__file__).resolve().parent
 CONF = SOURCE_FOLDER.parents[1] / "conf"
 
+EXTRAS = {"wandb", "mlflow"}  # loggers whose packages are optional extras of ours
 PRECISIONS = ("auto", "32", "bf16-mixed", "16-mixed", "64", "bf16-true", "16-true", "32-true")
 
 
@@ -77,6 +80,7 @@ def _or_null(rule: Rule) -> Rule:
 
 RULES: dict[str, Rule] = {
     "seed": (lambda v: _whole(v) and 0 <= v < 2**32, "a whole number from 0 to 4294967295"),
+    "compile": (lambda v: isinstance(v, bool) or v == "auto", "true, false or auto"),
     "classifier.label_smoothing": _SHARE,
     "classifier.decay_norm_and_bias": _YES_NO,
     "data.batch_size": _COUNT,
@@ -250,6 +254,9 @@ def _contradictions(cfg: DictConfig) -> Iterator[str]:
                     f"scheduler.{key}={_spelled(value)}: with scheduler.unit=run these are "
                     "fractions of the run, below 1; for others set scheduler.unit=epoch or step."
                 )
+    for name in EXTRAS & set(cfg.logger or ()):
+        if importlib.util.find_spec(name) is None:
+            yield f"logger={name}: the package {name} is missing; pip install -e '.[{name}]'."
     size = cfg.data.image_size
     if size is not None and cfg.data.cutout > size:
         yield f"data.cutout={cfg.data.cutout}: larger than the image ({size} pixels)."
@@ -282,7 +289,7 @@ class CheckAndClaim(Callback):
                 OmegaConf.set_readonly(config.hydra, False)
                 config.hydra.run.dir = str(folder)
         except (ValueError, OSError, OmegaConfBaseException) as error:
-            if os.environ.get("HYDRA_FULL_ERROR") == "1" and not _QUIET:
+            if _wanted():
                 traceback.print_exc()
             raise SystemExit(f"error: {_first_lines(error)}") from None
 
@@ -308,34 +315,59 @@ def claim(folder: Path, named: bool = False) -> Path:
     raise AssertionError
 
 
-_QUIET = False  # True while one_sentence_errors has set HYDRA_FULL_ERROR itself
+_ours = False  # True while HYDRA_FULL_ERROR is set by composition_errors, not by the user
+
+
+def _wanted() -> bool:
+    """Whether the user asked for tracebacks."""
+    return os.environ.get("HYDRA_FULL_ERROR") == "1" and not _ours
+
+
+@contextmanager
+def composition_errors() -> Iterator[None]:
+    """Around Hydra: what it refuses to compose is said in one message, with exit status 1.
+
+    With the environment variable HYDRA_FULL_ERROR=1 the traceback comes instead.
+    """
+    global _ours
+    if _wanted():
+        yield
+        return
+    # Without it Hydra prints and exits by itself; we want the exception.
+    os.environ["HYDRA_FULL_ERROR"], _ours = "1", True
+    try:
+        with _one_message():
+            yield
+    finally:
+        os.environ.pop("HYDRA_FULL_ERROR", None)
+        _ours = False
 
 
 @contextmanager
 def one_sentence_errors() -> Iterator[None]:
-    """Turn a user's mistake into one message on stderr and exit status 1.
+    """Around a run: a user's mistake becomes one message on stderr and exit status 1.
 
-    A mistake is: anything Hydra refuses to compose, and a ValueError raised by our own code
-    (also inside a `_target_`). Everything else keeps its traceback; with the environment
-    variable HYDRA_FULL_ERROR=1 everything does.
+    A mistake is a ValueError raised by our own code (also inside a `_target_`). Everything else
+    keeps its traceback; with the environment variable HYDRA_FULL_ERROR=1 everything does.
     """
-    global _QUIET
-    if os.environ.get("HYDRA_FULL_ERROR") == "1":
+    if _wanted():
         yield
         return
-    # Hydra prints and exits by itself unless this is set; we want the exception.
-    os.environ["HYDRA_FULL_ERROR"] = "1"
-    _QUIET = True
+    os.environ.pop("HYDRA_FULL_ERROR", None)  # processes that the run starts shall not see ours
+    with _one_message():
+        yield
+
+
+@contextmanager
+def _one_message() -> Iterator[None]:
     try:
         yield
     except Exception as error:
         message = _sentence(error)
         if message is None:
             raise
+        # SystemExit passes through Hydra, which would print an introduction to an exception.
         sys.exit(f"error: {message}")
-    finally:
-        _QUIET = False
-        os.environ.pop("HYDRA_FULL_ERROR", None)
 
 
 def _sentence(error: BaseException) -> str | None:

@@ -28,6 +28,7 @@ from torch import nn
 
 from resnet_lab import checkpoint_io
 from resnet_lab.board import Board
+from resnet_lab.callbacks.compile_net import CompileNet
 from resnet_lab.callbacks.epoch_log import EpochLog
 from resnet_lab.classifier import Classifier
 from resnet_lab.config import undivided
@@ -141,7 +142,7 @@ def train(cfg: DictConfig) -> dict[str, Any]:
 
     Everything is written into `cfg.run_dir`, which must be this run's own.
     """
-    with _known_warnings():
+    with known_warnings():
         parts = build(cfg)
         cfg, trainer, classifier = parts.cfg, parts.trainer, parts.classifier
         if not trainer.is_global_zero:
@@ -149,8 +150,8 @@ def train(cfg: DictConfig) -> dict[str, Any]:
         run_dir = Path(cfg.run_dir)
         result = _describe(parts)
         _begin(parts, run_dir, result)
-        callbacks = trainer.callbacks  # type: ignore[attr-defined]
-        epoch_log = next((c for c in callbacks if isinstance(c, EpochLog)), None)
+        callbacks = {type(c): c for c in trainer.callbacks}  # type: ignore[attr-defined]
+        epoch_log = callbacks.get(EpochLog)
         began = time.monotonic()
         try:
             trainer.fit(classifier, datamodule=parts.datamodule)
@@ -171,6 +172,7 @@ def train(cfg: DictConfig) -> dict[str, Any]:
             raise
         finally:
             result["seconds"] = round(time.monotonic() - began, 3)
+            result["compiled"] = getattr(callbacks.get(CompileNet), "compiled", False)
             if epoch_log is not None:
                 result["train_seconds"] = round(epoch_log.train_seconds, 3)
                 result["images_per_second"] = round(epoch_log.images_per_second, 1)
@@ -318,7 +320,7 @@ def write_json(path: Path, content: dict[str, Any]) -> None:
 
 
 @contextmanager
-def _known_warnings() -> Iterator[None]:
+def known_warnings() -> Iterator[None]:
     """Silence Lightning's warnings that do not hold for the way we work."""
     with warnings.catch_warnings():
         for message in (

@@ -3,6 +3,7 @@
 import logging
 import os
 from collections.abc import Iterable, Sequence
+from functools import partial
 
 import numpy as np
 import torch
@@ -27,6 +28,7 @@ from resnet_lab.data.sources import CACHE_FORMAT, Source, digest, entry, evenly_
 log = logging.getLogger(__name__)
 
 SMALL = 64  # pixels a side: up to here images are kept in memory
+MOST_IN_EVALUATION = 256  # images in a device's batch: no gradients, but the last ones are padding
 STATISTICS_IMAGES = 2048  # how many images speak for a set that is too large to read whole
 
 
@@ -77,7 +79,8 @@ class ImageDataModule(LightningDataModule):
             is cropped.
         workers: processes that decode streamed images on each device; None is a share of the CPUs.
         memory_limit: gigabytes of uint8 images up to which small images are kept in memory.
-        eval_batch_size: images in one device's evaluation batch; None is its share of batch_size.
+        eval_batch_size: images in one device's evaluation batch; None is batch_size, at most 256.
+            It does not follow the number of devices, so that the figures do not either.
         cache_dir: folder of decoded images and statistics.
         root: where the source reads from; the config passes it on to the source.
 
@@ -134,7 +137,7 @@ class ImageDataModule(LightningDataModule):
         self.cache_dir = cache_dir
         self._num_classes = num_classes
         self._image_size = image_size
-        self._eval_batch_size = eval_batch_size
+        self.eval_batch_size = eval_batch_size or min(batch_size, MOST_IN_EVALUATION)
         self._scale = (float(low), float(high))
         self._statistics: tuple[list[float], list[float]] | None = None
         if mean is not None and std is not None:
@@ -218,8 +221,9 @@ class ImageDataModule(LightningDataModule):
         if self.streaming:
             some = train[evenly_spaced(len(train), STATISTICS_IMAGES)]
             log.info("mean and std are computed from %d of %d images", len(some), len(train))
+            square = partial(fit, size=size)
             read = self.source.read
-            return channel_statistics(np.asarray(fit(read("train", i), size)) for i in some)
+            return channel_statistics(np.asarray(read("train", i, square)) for i in some)
         images = np.asarray(self.source.images("train", size))
         starts = range(0, len(train), 1024)
         return channel_statistics(images.take(train[i : i + 1024], axis=0) for i in starts)
@@ -263,8 +267,7 @@ class ImageDataModule(LightningDataModule):
 
     def _eval_plan(self, n: int) -> EvalPlan:
         rank, world_size = self._rank_and_world_size()
-        share = max(1, self.batch_size // world_size)
-        return EvalPlan(n, self._eval_batch_size or share, rank, world_size)
+        return EvalPlan(n, self.eval_batch_size, rank, world_size)
 
     def _position(self) -> tuple[TrainPlan, int]:
         """The plan of the trainer's epoch, and how many steps of it are done (after a resume)."""

@@ -3,7 +3,7 @@
 import math
 
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import ExifTags, Image, ImageOps
 
 # The aspects of a random-resized-crop: Szegedy et al. 2014 (arXiv 1409.4842, section 6).
 ASPECT = (3 / 4, 4 / 3)
@@ -28,19 +28,41 @@ def to_rgb(image: Image.Image) -> Image.Image:
     return image.convert("RGB")
 
 
-def fit(image: Image.Image, size: int, zoom: float = 1.0) -> Image.Image:
-    """The central square of the image, `zoom` times its shorter side, resized to size x size.
+def upright_size(image: Image.Image) -> tuple[int, int]:
+    """Width and height as `to_rgb` gives them, from the header alone."""
+    turned = image.getexif().get(ExifTags.Base.Orientation, 1) in (5, 6, 7, 8)
+    return (image.height, image.width) if turned else image.size
 
-    The same as resizing the shorter side to size / zoom and cropping the centre, in one step;
-    antialiased bilinear. An image that is already size x size comes back as it is (zoom 1).
+
+def cut(image: Image.Image, box: tuple[float, float, float, float], size: int) -> Image.Image:
+    """The part `box` (left, top, right, bottom, in upright pixels) as RGB of size x size.
+
+    Antialiased bilinear. A JPEG is decoded at a half, a quarter or an eighth of its size where
+    that is still no coarser than the result, which saves most of the time on large photographs.
     """
-    if zoom == 1.0 and image.size == (size, size):
-        return image
-    width, height = image.size
+    width, height = upright_size(image)
+    left, top, right, bottom = box
+    shrink = min(right - left, bottom - top) / size
+    if shrink >= 2:
+        image.draft(None, (math.ceil(image.width / shrink), math.ceil(image.height / shrink)))
+    rgb = to_rgb(image)
+    x, y = rgb.width / width, rgb.height / height
+    box = (left * x, top * y, right * x, bottom * y)
+    return rgb.resize((size, size), Image.Resampling.BILINEAR, box=box)
+
+
+def fit(image: Image.Image, size: int, zoom: float = 1.0) -> Image.Image:
+    """The central square of the image, `zoom` times its shorter side, as RGB of size x size.
+
+    The same as resizing the shorter side to size / zoom and cropping the centre, in one step. The
+    pixels of an image that is already size x size stay as they are (zoom 1).
+    """
+    width, height = upright_size(image)
+    if zoom == 1.0 and (width, height) == (size, size):
+        return to_rgb(image)
     side = min(width, height) * zoom
     left, top = (width - side) / 2, (height - side) / 2
-    box = (left, top, left + side, top + side)
-    return image.resize((size, size), Image.Resampling.BILINEAR, box=box)
+    return cut(image, (left, top, left + side, top + side), size)
 
 
 def random_resized_crop(
@@ -52,7 +74,7 @@ def random_resized_crop(
     area: float,
     ratio: float,
 ) -> Image.Image:
-    """A rectangle of random area and aspect, resized to size x size (arXiv 1409.4842, section 6).
+    """A rectangle of random area and aspect, as RGB of size x size (arXiv 1409.4842, section 6).
 
     Args:
         scale: smallest and largest share of the image's area.
@@ -61,12 +83,11 @@ def random_resized_crop(
     torchvision draws anew where the rectangle does not fit; here its longer side is cut to the
     image, so that one draw always gives one crop.
     """
-    width, height = image.size
+    width, height = upright_size(image)
     pixels = width * height * (scale[0] + (scale[1] - scale[0]) * area)
     aspect = math.exp(math.log(ASPECT[0]) + math.log(ASPECT[1] / ASPECT[0]) * ratio)
     crop_width = min(max(round(math.sqrt(pixels * aspect)), 1), width)
     crop_height = min(max(round(math.sqrt(pixels / aspect)), 1), height)
     x = int(left * (width - crop_width + 1))
     y = int(top * (height - crop_height + 1))
-    crop = image.crop((x, y, x + crop_width, y + crop_height))
-    return crop.resize((size, size), Image.Resampling.BILINEAR)
+    return cut(image, (x, y, x + crop_width, y + crop_height), size)

@@ -1,6 +1,7 @@
 """Two doors for the same plan: batches taken from memory, or decoded by workers."""
 
 from collections.abc import Callable, Iterable, Iterator
+from functools import partial
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -121,15 +122,20 @@ class Streamed(Part):
     def pixels(self, rows: Rows) -> Tensor:
         images = np.empty((len(rows.images), self.image_size, self.image_size, 3), np.uint8)
         for row, index in enumerate(self.indices[rows.images].tolist()):
-            image = self.source.read(self.split, index)
             if rows.draws is None:
-                image = fit(image, self.image_size, self.zoom)
+                make = partial(fit, size=self.image_size, zoom=self.zoom)
             else:
                 top, left, area, ratio = rows.draws[row, [TOP, LEFT, AREA, RATIO]] / 2.0**31
-                image = random_resized_crop(
-                    image, self.image_size, self.scale, top, left, area, ratio
+                make = partial(
+                    random_resized_crop,
+                    size=self.image_size,
+                    scale=self.scale,
+                    top=top,
+                    left=left,
+                    area=area,
+                    ratio=ratio,
                 )
-            images[row] = np.asarray(image)
+            images[row] = np.asarray(self.source.read(self.split, index, make))
         return torch.from_numpy(images)
 
 

@@ -5,8 +5,8 @@ import json
 import os
 import socket
 import warnings
-from collections.abc import Sequence
-from functools import cached_property
+from collections.abc import Callable, Sequence
+from functools import cached_property, partial
 from http.client import HTTPException
 from pathlib import Path
 from typing import Any, ClassVar, NamedTuple, Protocol
@@ -18,7 +18,9 @@ from resnet_lab.data.cache import cached, cached_json, open_images, progress, wr
 from resnet_lab.data.decode import fit, to_rgb
 from resnet_lab.data.plan import split_validation
 
-CACHE_FORMAT = 1  # part of every key: raise it when the same files are to give other pixels
+Make = Callable[[Image.Image], Image.Image]
+
+CACHE_FORMAT = 2  # part of every key: raise it when the same files are to give other pixels
 EXTENSIONS = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".gif", ".tif", ".tiff", ".ppm", ".pgm")
 
 
@@ -51,8 +53,8 @@ class Source(Protocol):
     def images(self, split: str, image_size: int) -> np.ndarray:
         """uint8 [n, image_size, image_size, 3], read-only, memory-mapped from the cache."""
 
-    def read(self, split: str, index: int) -> Image.Image:
-        """One image, RGB at its own size, for sets that do not fit in memory."""
+    def read(self, split: str, index: int, make: Make = to_rgb) -> Image.Image:
+        """What `make` gives for one image, opened but not decoded: it may need less than all."""
 
     def describe(self, split: str, index: int) -> str:
         """A name for one image: its path under the root, or "train[17]"."""
@@ -138,8 +140,8 @@ class _ArraySource:
             lambda folder: open_images(folder, len(images), image_size),
         )
 
-    def read(self, split: str, index: int) -> Image.Image:
-        return Image.fromarray(np.asarray(self._arrays(split).images[index]))
+    def read(self, split: str, index: int, make: Make = to_rgb) -> Image.Image:
+        return make(Image.fromarray(np.asarray(self._arrays(split).images[index])))
 
     def describe(self, split: str, index: int) -> str:
         return f"{split}[{index}]"
@@ -388,17 +390,17 @@ class ImageFolder:
                 folder,
                 n,
                 image_size,
-                lambda index: np.asarray(fit(self.read(split, index), image_size)),
+                lambda index: np.asarray(self.read(split, index, partial(fit, size=image_size))),
                 str(Path(self.root, split)),
             ),
             lambda folder: open_images(folder, n, image_size),
         )
 
-    def read(self, split: str, index: int) -> Image.Image:
+    def read(self, split: str, index: int, make: Make = to_rgb) -> Image.Image:
         path = os.path.join(self.root, self.describe(split, index))
         try:
             with Image.open(path) as image:
-                return to_rgb(image)
+                return make(image)
         except Exception as error:  # a damaged file raises anything: PIL's plugins promise nothing
             raise unreadable(path, error) from error
 

@@ -1,0 +1,89 @@
+"""Who may import whom: imports go down only."""
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+SOURCE = Path(__file__).resolve().parents[1] / "src" / "resnet_lab"
+
+# For each module or room: which of ours it may import, and which big libraries. Top to bottom.
+HYDRA, TORCH, LIGHTNING = {"hydra", "omegaconf"}, {"torch"}, {"lightning", "torchmetrics"}
+ROOMS: dict[str, tuple[set[str], set[str]]] = {
+    "experiment": (
+        {"board", "callbacks", "checkpoint_io", "classifier", "config", "data", "models", "screen"},
+        HYDRA | TORCH | LIGHTNING,
+    ),
+    "callbacks": ({"callbacks", "screen"}, TORCH | LIGHTNING),
+    "classifier": (set(), TORCH | LIGHTNING),
+    "board": (set(), LIGHTNING),
+    "checkpoint_io": (set(), TORCH | LIGHTNING),
+    "schedule": (set(), TORCH),
+    "config": ({"models.family"}, HYDRA),
+    "screen": (set(), set()),
+    "data.datamodule": ({"data"}, TORCH | LIGHTNING),
+    "data.loaders": ({"data"}, TORCH),
+    "data.sources": ({"data"}, {"torchvision", "sklearn"}),
+    "data.cache": ({"data"}, set()),
+    "data.decode": (set(), set()),
+    "data.plan": (set(), set()),
+    "data.augment": (set(), TORCH),
+    "models.family": (set(), set()),
+    "models": ({"models"}, TORCH),
+}
+WATCHED = HYDRA | TORCH | LIGHTNING | {"torchvision", "sklearn", "tensorboard", "pandas"}
+
+
+def modules() -> list[str]:
+    paths = [p for p in SOURCE.rglob("*.py") if p.name != "__init__.py"]
+    return sorted(".".join(p.relative_to(SOURCE).with_suffix("").parts) for p in paths)
+
+
+def imports(module: str) -> set[str]:
+    tree = ast.parse((SOURCE / (module.replace(".", "/") + ".py")).read_text())
+    found = set()
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            # "from resnet_lab import x" names a module of ours in x.
+            found |= (
+                {f"resnet_lab.{alias.name}" for alias in node.names}
+                if node.module == "resnet_lab"
+                else {
+                    f"{node.module}.{alias.name}"
+                    if (SOURCE.parent / node.module.replace(".", "/")).is_dir()
+                    else node.module
+                    for alias in node.names
+                }
+            )
+    return found
+
+
+def within(name: str, rooms: set[str]) -> bool:
+    return any(name == room or name.startswith(room + ".") for room in rooms)
+
+
+@pytest.mark.parametrize("module", modules())
+def test_imports_go_down_only(module):
+    room = max((r for r in ROOMS if within(module, {r})), key=len, default=None)
+    assert room is not None, f"{module} has no place in this table"
+    ours, libraries = ROOMS[room]
+    for name in imports(module):
+        if name.startswith("resnet_lab."):
+            assert within(name.removeprefix("resnet_lab."), ours), f"{module} imports {name}"
+        elif name.split(".")[0] in WATCHED:
+            assert name.split(".")[0] in libraries, f"{module} imports {name}"
+
+
+def test_only_experiment_instantiates_configs():
+    users = [path.name for path in SOURCE.rglob("*.py") if "hydra.utils import" in path.read_text()]
+    assert users == ["experiment.py"]
+
+
+@pytest.mark.parametrize("module", ["config", "screen", "data.sources", "models.family"])
+def test_light_rooms_load_without_torch(module):
+    program = f"import sys; sys.modules['torch'] = None; import resnet_lab.{module}"
+    subprocess.run([sys.executable, "-c", program], check=True, timeout=60)
