@@ -15,6 +15,7 @@ from omegaconf import OmegaConf
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from resnet_lab import checkpoint_io, experiment
+from resnet_lab.config import go_on
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -29,6 +30,63 @@ QUICK = (
     "trainer.accelerator=cpu",
     "trainer.log_every_n_steps=2",
 )
+
+
+def epochs(run_dir: Path) -> list[dict[str, str]]:
+    """The rows of metrics.csv."""
+    with (run_dir / "metrics.csv").open(newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def test_a_stopped_run_goes_on_and_ends_where_it_would_have(config, tmp_path):
+    """Stopped in its second epoch; the resumed run is bit for bit the one that never stopped."""
+    whole = config(*QUICK, "trainer.max_epochs=3", f"run_dir={tmp_path}/whole")
+    experiment.train(whole)
+
+    class Stop(Exception):
+        pass
+
+    def stop(self, trainer, pl_module, *_):
+        if trainer.global_step == 6:
+            raise Stop
+
+    cfg = config(*QUICK, "trainer.max_epochs=3", f"run_dir={tmp_path}/stopped")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("resnet_lab.callbacks.epoch_log.EpochLog.on_train_batch_end", stop)
+        with pytest.raises(Stop):
+            experiment.train(cfg)
+    run_dir = tmp_path / "stopped"
+    assert json.loads((run_dir / "result.json").read_text())["status"] == "failed"
+
+    resumed = OmegaConf.create({"hydra": {"overrides": {"task": [f"resume={run_dir}"]}, "run": {}}})
+    go_on(resumed, run_dir)
+    del resumed["hydra"]
+    experiment.train(resumed)
+    one, two = (
+        checkpoint_io.load(tmp_path / name / "checkpoints" / "last.ckpt")
+        for name in ("whole", "stopped")
+    )
+    assert one["global_step"] == two["global_step"] == 12
+    for key, value in one["state_dict"].items():
+        assert torch.equal(value, two["state_dict"][key]), key
+    rows = epochs(run_dir)
+    assert [row["epoch"] for row in rows] == ["1", "2", "3"]
+
+    with pytest.raises(SystemExit) as end:
+        go_on(OmegaConf.create({"hydra": {"overrides": {"task": []}}}), run_dir)
+    assert end.value.code == 0
+
+
+def test_what_cannot_be_resumed_is_said(tmp_path):
+    asked = OmegaConf.create({"hydra": {"overrides": {"task": ["seed=3", "resume=x"]}}})
+    with pytest.raises(ValueError, match="no run in it"):
+        go_on(asked, tmp_path)
+    (tmp_path / "config.yaml").touch()
+    with pytest.raises(ValueError, match="leave out seed=3"):
+        go_on(asked, tmp_path)
+    asked.hydra.overrides.task = []
+    with pytest.raises(ValueError, match="no checkpoint"):
+        go_on(asked, tmp_path)
 
 
 @pytest.fixture
@@ -58,8 +116,7 @@ def test_a_run_folder_holds_all_that_it_promises(finished):
     assert saved.model.num_classes == 10
     assert "${" not in (run_dir / "config.yaml").read_text()
 
-    with (run_dir / "metrics.csv").open(newline="") as file:
-        rows = list(csv.DictReader(file))
+    rows = epochs(run_dir)
     assert [row["epoch"] for row in rows] == ["1", "2"]
     assert [row["step"] for row in rows] == ["4", "8"]
     best = max(rows, key=lambda row: float(row["val/acc"]))
@@ -163,14 +220,9 @@ def test_one_batch_can_be_learned_by_heart(config):
         config("experiment=overfit_one_batch", "model.width=0.5", "trainer.accelerator=cpu")
     )
     assert result["steps"] >= 50
-    with Path(result_dir(result, config)).open(newline="") as file:
-        rows = list(csv.DictReader(file))
+    rows = epochs(Path(config().run_dir))
     assert float(rows[-1]["train/acc"]) == 1.0
     assert float(rows[-1]["train/loss"]) < 0.1
-
-
-def result_dir(result, config):
-    return Path(config().run_dir, "metrics.csv")
 
 
 def test_fast_dev_run_leaves_no_checkpoint(config):

@@ -8,6 +8,7 @@ around Hydra and around the run, and turn mistakes into messages.
 import difflib
 import importlib.util
 import itertools
+import json
 import os
 import re
 import sys
@@ -282,6 +283,9 @@ class CheckAndClaim(Callback):
     def on_run_start(self, config: DictConfig, **_: Any) -> None:
         # Hydra turns exceptions of callbacks into warnings, but lets SystemExit pass.
         try:
+            if config.get("resume"):
+                go_on(config, Path(config.resume))
+                return
             check(config)
             if "LOCAL_RANK" not in os.environ:  # else a process of a run that has its folder
                 named = any(o.startswith("hydra.run.dir=") for o in config.hydra.overrides.hydra)
@@ -292,6 +296,40 @@ class CheckAndClaim(Callback):
             if _wanted():
                 traceback.print_exc()
             raise SystemExit(f"error: {_first_lines(error)}") from None
+
+
+def go_on(config: DictConfig, run_dir: Path) -> None:
+    """Turn `config` into that of the run in `run_dir`, to be continued there.
+
+    Ends the process, with status 0, where that run is finished. ValueError where there is no
+    run or no checkpoint, or where anything else was asked for on the command line.
+    """
+    if not (run_dir / "config.yaml").exists():
+        raise ValueError(f"resume={run_dir}: there is no run in it (no config.yaml).")
+    others = [o for o in config.hydra.overrides.task if not o.startswith("resume=")]
+    if others:
+        raise ValueError(
+            f"resume={run_dir}: the run goes on with its own config; leave out {' '.join(others)}."
+        )
+    try:
+        status = json.loads((run_dir / "result.json").read_text())["status"]
+    except (OSError, ValueError, KeyError):
+        status = "unknown"
+    if status == "finished":
+        print(f"{run_dir}: this run is finished; its result is in {run_dir / 'result.json'}")
+        raise SystemExit(0)
+    if not (run_dir / "checkpoints" / "last.ckpt").exists():
+        raise ValueError(f"resume={run_dir}: it has no checkpoint to go on from; start it anew.")
+    own = OmegaConf.load(run_dir / "config.yaml")
+    OmegaConf.set_readonly(config, False)
+    OmegaConf.set_struct(config, False)
+    for key in [key for key in config if key != "hydra"]:
+        del config[key]
+    config.update(own)
+    config.resume = config.run_dir = str(run_dir.absolute())
+    OmegaConf.set_readonly(config.hydra, False)
+    config.hydra.run.dir = str(run_dir)
+    config.hydra.output_subdir = None  # .hydra keeps what the run was started with
 
 
 def claim(folder: Path, named: bool = False) -> Path:

@@ -154,7 +154,8 @@ def train(cfg: DictConfig) -> dict[str, Any]:
         epoch_log = callbacks.get(EpochLog)
         began = time.monotonic()
         try:
-            trainer.fit(classifier, datamodule=parts.datamodule)
+            newest = run_dir / "checkpoints" / "last.ckpt" if cfg.resume else None
+            trainer.fit(classifier, datamodule=parts.datamodule, ckpt_path=newest)
             result.update(epochs=trainer.current_epoch, steps=trainer.global_step)
             best = run_dir / "checkpoints" / "best.ckpt"
             if best.exists():
@@ -232,10 +233,11 @@ def _begin(parts: Parts, run_dir: Path, result: dict[str, Any]) -> None:
     cfg, data = parts.cfg, parts.datamodule
     text = OmegaConf.to_yaml(cfg)
     run_dir.mkdir(parents=True, exist_ok=True)
-    (run_dir / "config.yaml").write_text(text)
+    if not cfg.resume:
+        (run_dir / "config.yaml").write_text(text)
     write_json(run_dir / "result.json", result)
     for logger in parts.trainer.loggers:
-        if isinstance(logger, Board):
+        if isinstance(logger, Board) and not cfg.resume:
             logger.log_config(text)
     ranks = parts.trainer.world_size
     share = f" ({cfg.data.batch_size // ranks} on each of {ranks} devices)" if ranks > 1 else ""
@@ -246,7 +248,7 @@ def _begin(parts: Parts, run_dir: Path, result: dict[str, Any]) -> None:
         f"{data.n_train:,} train, {data.n_val:,} val, {data.n_test:,} test images",
         "batch": f"{cfg.data.batch_size}{share}, {data.train_batches:,} steps an epoch",
         "device": f"{result['device_name']}, precision {result['precision']}",
-        "run folder": _shown(run_dir),
+        "run folder": _shown(run_dir) + (", resumed" if cfg.resume else ""),
     }
     for name, value in lines.items():
         log.info(f"{name:<12}{value}")
@@ -331,6 +333,8 @@ def known_warnings() -> Iterator[None]:
             # Memory needs no workers; where images are decoded, data.workers says how many.
             r".*does not have many workers.*",
             r".*Trying to infer the `batch_size`.*",
+            # After a resume it is as it should be; otherwise the folder is new.
+            r".*Checkpoint directory .* exists and is not empty.*",
             # Lightning 2.6 under torch 2.15.
             r".*isinstance\(treespec, LeafSpec\)` is deprecated.*",
         ):

@@ -3,6 +3,7 @@
 import csv
 import logging
 import time
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -53,6 +54,19 @@ class EpochLog(Callback):
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         self.images = state_dict["images"]
         self.train_seconds = state_dict["train_seconds"]
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        # After a resume: epochs that the checkpoint does not know are trained again.
+        if trainer.is_global_zero and self.path.exists():
+            with self.path.open(newline="") as file:
+                known = [
+                    row
+                    for row in csv.DictReader(file)
+                    if int(row["epoch"]) <= trainer.current_epoch
+                ]
+            self.path.unlink()
+            for row in known:
+                self._append(row)
 
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._epoch_images = 0
@@ -109,7 +123,7 @@ class EpochLog(Callback):
             f"{duration(self._epoch_seconds)}"
         )
 
-    def _append(self, row: dict[str, float | int]) -> None:
+    def _append(self, row: Mapping[str, Any]) -> None:
         new = not self.path.exists()
         with self.path.open("a", newline="") as file:
             writer = csv.DictWriter(file, COLUMNS)
