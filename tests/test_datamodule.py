@@ -233,6 +233,19 @@ def test_statistics_are_those_of_the_training_part(small: Path) -> None:
     assert given.mean == [0.1, 0.2, 0.3]
 
 
+def test_images_kept_on_the_device_make_the_same_batches(small: Path) -> None:
+    data = folder_data(small, batch_size=4)
+    data.setup("fit")
+    part = data._parts["train"]
+    assert isinstance(part, InMemory)
+    taken = [images for images, *_ in data.train_dataloader()]
+    part.move_to(torch.device("cpu"))
+    assert part.resident is not None
+    kept = [images for images, *_ in data.train_dataloader()]
+    assert len(kept) == len(taken) > 1
+    assert all(torch.equal(one, other) for one, other in zip(kept, taken, strict=True))
+
+
 def test_a_channel_without_contrast_does_not_divide_by_zero() -> None:
     mean, std = channel_statistics([np.full((2, 4, 4, 3), 255, np.uint8)])
     assert mean == [1, 1, 1]

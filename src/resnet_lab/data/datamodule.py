@@ -29,6 +29,7 @@ log = logging.getLogger(__name__)
 
 SMALL = 64  # pixels a side: up to here images are kept in memory
 MOST_IN_EVALUATION = 256  # images in a device's batch: no gradients, but the last ones are padding
+RESIDENT_SHARE = 0.2  # of a GPU's free memory that a split may take to lie there for good
 STATISTICS_IMAGES = 2048  # how many images speak for a set that is too large to read whole
 
 
@@ -250,8 +251,13 @@ class ImageDataModule(LightningDataModule):
         workers = None
         if self.streaming:
             workers = self._cpu_share() if self.workers is None else self.workers
+        part = self._parts[name]
         on_cuda = self.trainer is not None and self.trainer.strategy.root_device.type == "cuda"
-        return Batches(rows, self._parts[name], workers, pin_memory=on_cuda, state=state)
+        if on_cuda and isinstance(part, InMemory):
+            device = self.trainer.strategy.root_device
+            if part.images.nbytes < RESIDENT_SHARE * torch.cuda.mem_get_info(device)[0]:
+                part.move_to(device)
+        return Batches(rows, part, workers, pin_memory=on_cuda, state=state)
 
     def _cpu_share(self) -> int:
         """Workers for one device, when this machine's CPUs are shared by all its devices."""

@@ -92,9 +92,21 @@ class InMemory(Part):
     def __init__(self, source: Source, split: str, indices: np.ndarray, image_size: int) -> None:
         super().__init__(source, split, indices, image_size)
         self.images = np.asarray(source.images(split, image_size))
+        self.resident: Tensor | None = None
+
+    def move_to(self, device: torch.device) -> None:
+        """Keep the whole split on `device`, so that a step sends indices and no pixels."""
+        if self.resident is None or self.resident.device != device:
+            self.resident = torch.tensor(self.images, device=device)
 
     def pixels(self, rows: Rows) -> Tensor:
-        return torch.from_numpy(self.images.take(self.indices[rows.images], axis=0))
+        indices = self.indices[rows.images]
+        if self.resident is None:
+            return torch.from_numpy(self.images.take(indices, axis=0))
+        where = torch.from_numpy(indices)
+        if self.resident.is_cuda:
+            where = where.pin_memory().to(self.resident.device, non_blocking=True)
+        return self.resident.index_select(0, where)
 
 
 class Streamed(Part):
@@ -188,7 +200,9 @@ class Batches:
             return
         for rows in self.rows:
             batch = self._part[rows]
-            yield tuple(t.pin_memory() for t in batch) if self._pin_memory else batch
+            if self._pin_memory:
+                batch = tuple(t if t.is_cuda else t.pin_memory() for t in batch)
+            yield batch
 
     def state_dict(self) -> dict[str, Any]:
         """What the order depends on; the position itself is the trainer's to keep."""

@@ -1,0 +1,47 @@
+"""What only a GPU shows. Skipped where there is none."""
+
+from typing import Any
+
+import pytest
+import torch
+from lightning.pytorch import Callback, Trainer
+
+from resnet_lab import experiment
+
+pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+
+QUICK = ("model=resnet20", "data.train_size=1024", "trainer.max_epochs=2", "compile=false")
+
+
+class NoSync(Callback):
+    """Makes every wait for the device an error, from the third step of an epoch to its last."""
+
+    def on_train_batch_start(self, trainer: Trainer, *_: Any) -> None:
+        if trainer.fit_loop.epoch_loop.batch_idx == 2:
+            torch.cuda.set_sync_debug_mode("error")
+
+    def on_train_batch_end(self, trainer: Trainer, *_: Any) -> None:
+        if trainer.fit_loop.epoch_loop.batch_progress.is_last_batch:
+            torch.cuda.set_sync_debug_mode("default")
+
+
+def test_a_step_does_not_wait_for_the_device(config):
+    parts = experiment.build(config(*QUICK, "trainer.log_every_n_steps=1000"))
+    parts.trainer.callbacks.append(NoSync())
+    try:
+        parts.trainer.fit(parts.classifier, datamodule=parts.datamodule)
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    assert parts.trainer.global_step == 16
+
+
+def test_a_run_on_the_gpu(config):
+    result = experiment.train(config(*QUICK, "trainer.max_epochs=15"))
+    assert result["precision"] in ("bf16-mixed", "32")
+    assert result["test/acc"] > 0.9
+
+
+@pytest.mark.slow
+def test_a_compiled_run_on_the_gpu(config):
+    result = experiment.train(config(*QUICK, "compile=true"))
+    assert result["compiled"] is True
