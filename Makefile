@@ -7,7 +7,7 @@ LOGDIR ?= outputs
 PORT ?= 6006
 
 .DEFAULT_GOAL := help
-.PHONY: help install train test test-slow lint format types tensorboard constraints clean
+.PHONY: help install train bench test test-slow lint format types tensorboard constraints clean
 
 help: ## Show this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-13s %s\n", $$1, $$2}'
@@ -37,6 +37,9 @@ $(READY): pyproject.toml constraints.txt
 
 train: $(READY) ## Train ResNet-20 on handwritten digits (about a minute on two cores)
 	@$(BIN)/python train.py $(ARGS)
+
+bench: $(READY) ## Measure this machine: the limit, this project, the common style (15 minutes)
+	@$(BIN)/resnet-lab bench $(ARGS)
 
 test: $(READY) ## Run the tests
 	@$(BIN)/python -m pytest -q $(ARGS)

@@ -12,6 +12,20 @@ SOURCE = Path(__file__).resolve().parents[1] / "src" / "resnet_lab"
 # For each module or room: which of ours it may import, and which big libraries. Top to bottom.
 HYDRA, TORCH, LIGHTNING = {"hydra", "omegaconf"}, {"torch"}, {"lightning", "torchmetrics"}
 ROOMS: dict[str, tuple[set[str], set[str]]] = {
+    "cli": ({"bench.run", "config", "report"}, set()),
+    "bench.run": ({"bench", "screen"}, set()),
+    "bench.show": (set(), set()),
+    "bench.process": ({"config"}, set()),
+    "bench.gpu": ({"bench"}, TORCH),
+    "bench.pipeline": ({"bench", "data"}, TORCH | {"torchvision"}),
+    "bench.common": ({"bench", "data", "experiment"}, TORCH | LIGHTNING | {"torchvision"}),
+    "bench.training": ({"bench", "config", "data", "experiment"}, HYDRA | TORCH | LIGHTNING),
+    "bench.noise": ({"data.sources"}, set()),
+    "bench.gate": (set(), set()),
+    "report": ({"report", "screen"}, set()),
+    "sweep.measure": ({"config", "experiment"}, HYDRA | TORCH | LIGHTNING),
+    "sweep.server": (set(), set()),
+    "sweep": ({"config", "screen", "sweep"}, HYDRA),
     "experiment": (
         {"board", "callbacks", "checkpoint_io", "classifier", "config", "data", "models", "screen"},
         HYDRA | TORCH | LIGHTNING,
@@ -83,7 +97,10 @@ def test_only_experiment_instantiates_configs():
     assert users == ["experiment.py"]
 
 
-@pytest.mark.parametrize("module", ["config", "screen", "data.sources", "models.family"])
+@pytest.mark.parametrize(
+    "module",
+    ["config", "screen", "data.sources", "models.family", "cli", "bench.run", "report.write"],
+)
 def test_light_rooms_load_without_torch(module):
     program = f"import sys; sys.modules['torch'] = None; import resnet_lab.{module}"
     subprocess.run([sys.executable, "-c", program], check=True, timeout=60)

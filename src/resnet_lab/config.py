@@ -161,6 +161,17 @@ RULES: dict[str, Rule] = {
         "true, false or a number of batches",
     ),
     "trainer.sync_batchnorm": _YES_NO,
+    "sweep.name": (
+        lambda v: re.fullmatch(r"[\w+=,-][\w.+=,-]*", str(v)) is not None,
+        "a name for a folder, of letters, digits and . + = , - _",
+    ),
+    "sweep.jobs": (lambda v: v == "auto" or (_whole(v) and v >= 1), "1 or more, or auto"),
+    "sweep.devices_per_job": _or_null(_COUNT),
+    "sweep.on_error": _one_of("continue", "stop"),
+    "sweep.retries": _WHOLE,
+    "sweep.force": _YES_NO,
+    "sweep.plan": _YES_NO,
+    "sweep.warm": _YES_NO,
 }
 
 
@@ -401,14 +412,14 @@ def _one_message() -> Iterator[None]:
     try:
         yield
     except Exception as error:
-        message = _sentence(error)
+        message = sentence(error)
         if message is None:
             raise
         # SystemExit passes through Hydra, which would print an introduction to an exception.
         sys.exit(f"error: {message}")
 
 
-def _sentence(error: BaseException) -> str | None:
+def sentence(error: BaseException) -> str | None:
     if isinstance(error, MissingConfigException | ConfigCompositionException):
         return _composition_sentence(error)
     if isinstance(error, OverrideParseException):

@@ -138,8 +138,8 @@ def race(
 ) -> tuple[dict[str, list[Figures]], dict[str, str]]:
     """Let contenders through in turn, A B C A B C ..., and collect what they hand in.
 
-    They set themselves up, and run a first segment that does not count (caches, compilers, the
-    allocator), all at the same time.
+    One after the other they set themselves up and run a first segment that does not count (caches,
+    compilers, the allocator): all at once they would only crawl.
 
     Returns the figures of every counted round by contender, and an error for each that failed,
     which has no figures then; the others go on.
@@ -161,12 +161,9 @@ def race(
         for name, entry in entries.items():
             figures[name] = []
             running[name] = Contender(name, entry, logs)
-        for name in list(running):
-            answer(name)
-        for contender in running.values():
-            contender.let_through()
-        for name in list(running):
-            answer(name)
+            if answer(name) is not None:  # it has set itself up
+                running[name].let_through()
+                answer(name)
         for _ in range(rounds):
             for name in list(running):
                 running[name].let_through()

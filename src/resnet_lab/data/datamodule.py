@@ -252,10 +252,11 @@ class ImageDataModule(LightningDataModule):
         if self.streaming:
             workers = self._cpu_share() if self.workers is None else self.workers
         part = self._parts[name]
-        on_cuda = self.trainer is not None and self.trainer.strategy.root_device.type == "cuda"
+        device = torch.device("cpu") if self.trainer is None else self.trainer.strategy.root_device
+        on_cuda = device.type == "cuda"
         if on_cuda and isinstance(part, InMemory):
-            device = self.trainer.strategy.root_device
-            if part.images.nbytes < RESIDENT_SHARE * torch.cuda.mem_get_info(device)[0]:
+            free, _ = torch.cuda.mem_get_info(device)
+            if part.images.nbytes < RESIDENT_SHARE * free:
                 part.move_to(device)
         return Batches(rows, part, workers, pin_memory=on_cuda, state=state)
 

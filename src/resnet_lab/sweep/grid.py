@@ -1,0 +1,176 @@
+"""From a command line with several values to jobs: their folders, overrides and configs."""
+
+import json
+import re
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from hydra.core.config_loader import ConfigLoader
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from omegaconf import DictConfig, OmegaConf
+
+from resnet_lab.config import check, sentence
+
+# What says where and how jobs run, not what they compute.
+NOT_IDENTITY = ("hydra", "sweep", "run_dir", "resume")
+MOVABLE = ("data.cache_dir",)
+ROOT_GROUP = "experiment"  # its files change any part of the config
+
+
+@dataclass
+class Job:
+    """One point of the grid, and how far it is.
+
+    `overrides` are what a user would type for the single run. `config` is what they compose to,
+    interpolations unresolved and nothing filled in from the data. `state` is one of waiting,
+    running, finished, failed, interrupted; `seconds` and `attempts` count all attempts so far.
+    """
+
+    folder: Path
+    overrides: list[str]
+    config: dict[str, Any]
+    devices: int | None  # None: all that there are
+    on_cpu: bool
+    max_epochs: int | None
+    state: str = "waiting"
+    seconds: float = 0.0
+    attempts: int = 0
+    error: str | None = None
+    resume: bool = False  # the next attempt goes on from the newest checkpoint
+
+    @property
+    def name(self) -> str:
+        return self.folder.name
+
+
+def swept_keys(arguments: Iterable[str]) -> list[str]:
+    """The keys that the command line gives several values (or a range, or `choice(one)`)."""
+    overrides = OverridesParser.create().parse_overrides(list(arguments))
+    return [_key(o.get_key_element()) for o in overrides if o.is_sweep_override()]
+
+
+def _key(element: str) -> str:
+    return element.lstrip("+~")
+
+
+def _keyed(overrides: Iterable[str]) -> dict[str, str]:
+    return {_key(key): value for key, _, value in (o.partition("=") for o in overrides)}
+
+
+def folder_names(jobs: Sequence[Sequence[str]], keys: Sequence[str]) -> list[str]:
+    """A name for each job: "model=resnet20,shortcut=A,seed=0".
+
+    Of a key the last component is shown, or all where two would look the same; of a value what
+    may stand in a folder name. ValueError where two jobs get the same, or one does not tell
+    the value of a key.
+    """
+    last = {key: re.split(r"[./]", key)[-1] for key in keys}
+    seen = Counter(last.values())
+    shown = {key: last[key] if seen[last[key]] == 1 else _fit(key) for key in keys}
+    names = []
+    for overrides in jobs:
+        values = _keyed(overrides)
+        if lacking := [key for key in keys if key not in values]:
+            raise ValueError(
+                f"{', '.join(lacking)}: this sweep's folders are named by it, so give it a value, "
+                "or name another sweep with sweep.name=..."
+            )
+        names.append(",".join(f"{shown[key]}={_fit(values[key])}" for key in keys))
+    for name, count in Counter(names).items():
+        if count > 1:
+            raise ValueError(f"{count} jobs would share the folder {name}; leave out all but one.")
+        if len(name.encode()) > 200:
+            raise ValueError(f"The folder name {name} is too long; put shared values into a file.")
+    return names
+
+
+def _fit(value: str) -> str:
+    return re.sub(r"[^\w.+=,-]", "-", re.sub(r"[\[\](){}'\"]", "", value))
+
+
+def compose(
+    master: DictConfig,
+    loader: ConfigLoader,
+    overrides: Sequence[Sequence[str]],
+    names: Sequence[str],
+    sweep_folder: Path,
+) -> list[Job]:
+    """Compose and check every job. ValueError with every mistake, and the jobs that have it."""
+    jobs: list[Job] = []
+    faulty: dict[str, list[str]] = {}
+    for name, job_overrides in zip(names, overrides, strict=True):
+        try:
+            cfg = loader.load_sweep_config(master, list(job_overrides))
+            check(cfg)
+            jobs.append(_job(sweep_folder / name, cfg, job_overrides, master))
+        except Exception as error:
+            message = sentence(error)
+            if message is None:
+                raise
+            for line in message.splitlines():
+                faulty.setdefault(line, []).append(name)
+    if faulty:
+        raise ValueError("\n".join(_fault(line, of, len(names)) for line, of in faulty.items()))
+    return jobs
+
+
+def _fault(line: str, names: list[str], n_jobs: int) -> str:
+    if len(names) == n_jobs:
+        return line
+    others = f" and {len(names) - 1} more" if len(names) > 1 else ""
+    return f"{names[0]}{others}: {line}"
+
+
+def _job(folder: Path, cfg: DictConfig, overrides: Sequence[str], master: DictConfig) -> Job:
+    devices = OmegaConf.select(cfg, "trainer.devices")
+    if OmegaConf.is_list(devices):
+        raise ValueError(
+            f"trainer.devices={list(devices)}: a sweep hands out devices by itself; say how many."
+        )
+    wish = master.sweep.devices_per_job
+    if wish is not None and devices not in ("auto", -1, wish):
+        raise ValueError(
+            f"sweep.devices_per_job={wish} contradicts trainer.devices={devices}; give one of them."
+        )
+    config: dict[str, Any] = OmegaConf.to_container(cfg)  # type: ignore[assignment]
+    config = {key: value for key, value in config.items() if key not in NOT_IDENTITY}
+    return Job(
+        folder=folder,
+        overrides=[o for o in overrides if not _key(o).startswith("sweep.")],
+        config=json.loads(json.dumps(config)),  # as it will be read again
+        devices=wish if devices in ("auto", -1) else devices,
+        on_cpu=cfg.trainer.accelerator in ("cpu", "mps"),
+        max_epochs=cfg.trainer.max_epochs,
+    )
+
+
+def differences(
+    old: Mapping[str, Any], new: Mapping[str, Any], besides: Iterable[str]
+) -> list[str]:
+    """Where two configs differ, "key: old -> new", leaving out what lies below keys `besides`."""
+    before, after = _flat(old), _flat(new)
+    left_out = (*MOVABLE, *besides)
+    return [
+        f"{key}: {before.get(key, 'absent')} -> {after.get(key, 'absent')}"
+        for key in sorted(before.keys() | after.keys())
+        if before.get(key, _ABSENT) != after.get(key, _ABSENT)
+        and not any(key == other or key.startswith(f"{other}.") for other in left_out)
+    ]
+
+
+_ABSENT = object()
+
+
+def _flat(node: Any, key: str = "") -> dict[str, Any]:
+    if key == "data.root" and isinstance(node, str):
+        return {key: str(Path(node).absolute())}
+    if not isinstance(node, Mapping) or not node:
+        return {key: node}
+    return {
+        name: value
+        for part, child in node.items()
+        for name, value in _flat(child, f"{key}.{part}" if key else str(part)).items()
+    }

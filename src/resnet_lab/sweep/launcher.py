@@ -1,0 +1,157 @@
+"""From Hydra's list of jobs to a sweep folder in which they are done."""
+
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from hydra._internal.utils import get_args_parser
+from hydra.core.config_loader import ConfigLoader
+from hydra.core.utils import JobReturn, JobStatus
+from omegaconf import DictConfig, OmegaConf
+
+from resnet_lab.config import one_sentence_errors
+from resnet_lab.screen import console
+from resnet_lab.sweep import grid, ledger, show
+from resnet_lab.sweep.grid import Job
+from resnet_lab.sweep.processes import Processes
+from resnet_lab.sweep.run import Wishes, run
+from resnet_lab.sweep.slots import Slots, visible_gpus
+
+# Hydra's own settings that belong to the sweep, not to a job.
+OF_THE_SWEEP = ("hydra.mode", "hydra.sweep", "hydra.run", "hydra.launcher", "hydra.sweeper")
+
+
+def launch(
+    master: DictConfig,
+    loader: ConfigLoader,
+    overrides: Sequence[Sequence[str]],
+    preload: Sequence[str],
+    grace_seconds: float,
+) -> list[JobReturn]:
+    """Run what is left of the sweep, or with `sweep.plan=true` say what it would take.
+
+    Ends the program with status 1 where a job has not finished, and with 128 and the signal's
+    number where a signal ended the sweep.
+
+    Args:
+        master: the config as composed without the swept keys.
+        overrides: of each job, concrete.
+        preload: modules imported once for all jobs.
+        grace_seconds: from being told to stop to being killed.
+    """
+    with one_sentence_errors():
+        folder = Path(master.hydra.sweep.dir)
+        wish = master.sweep
+        record, keys, jobs = _grid(master, loader, overrides, folder)
+        slots = Slots(None if wish.jobs == "auto" else wish.jobs, visible_gpus())
+        for job in jobs:
+            slots.wanted(job)
+        if wish.plan:
+            from resnet_lab.sweep.plan import plan
+
+            _look(jobs, keys, record, folder, wish.force)
+            plan(jobs, slots)
+            return _returns(jobs)
+        with ledger.locked(folder, patience=grace_seconds + 5) as lock:
+            record = ledger.known(folder)
+            _look(jobs, keys, record, folder, wish.force)
+            OmegaConf.save(master, folder / "multirun.yaml")
+            number = _run(jobs, keys, record, folder, wish, preload, grace_seconds, slots, lock)
+        show.close(jobs, folder)
+        if number:
+            sys.exit(128 + number)
+        if any(job.state != "finished" for job in jobs):
+            sys.exit(1)
+        return _returns(jobs)
+
+
+def _grid(
+    master: DictConfig, loader: ConfigLoader, overrides: Sequence[Sequence[str]], folder: Path
+) -> tuple[dict[str, Any] | None, list[str], list[Job]]:
+    swept = grid.swept_keys(master.hydra.overrides.task)
+    if own := [key for key in swept if key.split(".")[0] in ("sweep", "hydra")]:
+        raise ValueError(f"{own[0]}: belongs to the sweep as a whole and takes one value.")
+    if not swept or not overrides:
+        raise ValueError("The sweep is empty: give a key several values, such as seed=0,1,2.")
+    record = ledger.known(folder)
+    keys = ledger.merge_keys(record, swept, master.sweep.force)
+    names = grid.folder_names(overrides, keys)
+    jobs = grid.compose(master, loader, overrides, names, folder)
+    extra = [*_flags(), *_hydra_settings(master)]
+    for job in jobs:
+        job.overrides = [*extra, *job.overrides]
+    return record, keys, jobs
+
+
+def _look(
+    jobs: list[Job],
+    keys: list[str],
+    record: dict[str, Any] | None,
+    folder: Path,
+    force: bool,
+) -> None:
+    earlier = record["jobs"] if record else []
+    ledger.look(jobs, keys, [folder / job["folder"] for job in earlier], force)
+
+
+def _flags() -> list[str]:
+    """The options of Hydra's command line that say where configs come from."""
+    options = get_args_parser().parse_args(sys.argv[1:])
+    given = {
+        "--config-path": options.config_path,
+        "--config-name": options.config_name,
+        "--config-dir": options.config_dir,
+    }
+    return [f"{flag}={value}" for flag, value in given.items() if value is not None]
+
+
+def _hydra_settings(master: DictConfig) -> list[str]:
+    return [
+        override
+        for override in master.hydra.overrides.hydra
+        if not override.lstrip("+~").replace("/", ".").startswith(OF_THE_SWEEP)
+    ]
+
+
+def _run(
+    jobs: list[Job],
+    keys: list[str],
+    record: dict[str, Any] | None,
+    folder: Path,
+    wish: DictConfig,
+    preload: Sequence[str],
+    grace_seconds: float,
+    slots: Slots,
+    lock: int,
+) -> int:
+    def remember() -> None:
+        ledger.write_sweep(folder, record, keys, jobs)
+
+    remember()
+    left = sum(job.state == "waiting" for job in jobs)
+    done = f", {len(jobs) - left} finished before" if left < len(jobs) else ""
+    console.print(f"sweep {folder}: {len(jobs)} jobs{done}, {left} to run", soft_wrap=True)
+    if not left:
+        return 0
+    script = Path(sys.argv[0]).resolve()
+    wishes = Wishes(wish.on_error, wish.retries, grace_seconds)
+    with (
+        show.Display(jobs) as display,
+        Processes(script, preload, wish.warm, grace_seconds, folder / ".server.log", lock) as these,
+    ):
+        try:
+            return run(jobs, these, slots, wishes, display, remember)
+        finally:
+            remember()
+
+
+def _returns(jobs: list[Job]) -> list[JobReturn]:
+    """For Hydra: every job's result, so that a sweeper which optimises can read it."""
+    returns = []
+    for job in jobs:
+        done = JobReturn(overrides=job.overrides, working_dir=str(Path.cwd()))
+        done.status = JobStatus.COMPLETED
+        done.return_value = show.scores(job).get("val/acc")
+        returns.append(done)
+    return returns
