@@ -127,7 +127,8 @@ tr.marked { background: color-mix(in srgb, var(--accent) 9%, transparent); }
 tr.marked td:first-child { box-shadow: inset 3px 0 var(--accent); }
 .tinted { background: color-mix(in srgb, var(--accent) calc(var(--tint) * 30%), transparent); }
 .badge { display: inline-block; margin-left: 8px; padding: 0 8px; border-radius: 9px;
-  color: var(--paper); background: var(--accent); font-size: 11.5px; font-weight: 600;
+  color: var(--paper); background: var(--accent);
+  font-size: 11.5px; font-weight: 600;
   line-height: 18px; }
 .grid { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(100%, 430px), 1fr));
   gap: 8px 28px; align-items: start; margin: 0 0 10px; }
