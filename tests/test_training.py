@@ -56,12 +56,21 @@ def test_a_stopped_run_goes_on_and_ends_where_it_would_have(config, tmp_path):
         with pytest.raises(Stop):
             experiment.train(cfg)
     run_dir = tmp_path / "stopped"
-    assert json.loads((run_dir / "result.json").read_text())["status"] == "failed"
+    told = json.loads((run_dir / "result.json").read_text())
+    assert told["status"] == "failed"
 
-    resumed = OmegaConf.create({"hydra": {"overrides": {"task": [f"resume={run_dir}"]}, "run": {}}})
+    # What the command line of a run leaves there.
+    (run_dir / "result.json").write_text(json.dumps(told | {"command": "python train.py seed=0"}))
+    typed = {"overrides": {"task": ["seed=0"]}, "runtime": {"choices": {"model": "resnet20"}}}
+    (run_dir / ".hydra").mkdir()
+    OmegaConf.save({"hydra": typed}, run_dir / ".hydra" / "hydra.yaml")
+    asked = {"overrides": {"task": [f"resume={run_dir}"]}, "run": {}, "runtime": {}}
+    resumed = OmegaConf.create({"hydra": asked})
     go_on(resumed, run_dir)
+    assert resumed.hydra.overrides.task == ["seed=0"]
+    assert resumed.hydra.runtime.choices == {"model": "resnet20"}
     del resumed["hydra"]
-    experiment.train(resumed)
+    assert experiment.train(resumed)["command"] == "python train.py seed=0"
     one, two = (
         checkpoint_io.load(tmp_path / name / "checkpoints" / "last.ckpt")
         for name in ("whole", "stopped")

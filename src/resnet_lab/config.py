@@ -341,6 +341,11 @@ def go_on(config: DictConfig, run_dir: Path) -> None:
     OmegaConf.set_readonly(config.hydra, False)
     config.hydra.run.dir = str(run_dir)
     config.hydra.output_subdir = None  # .hydra keeps what the run was started with
+    kept = run_dir / ".hydra" / "hydra.yaml"
+    if kept.exists():  # what was chosen then, for result.json and the board
+        then = OmegaConf.load(kept).hydra
+        config.hydra.overrides.task = then.overrides.task
+        config.hydra.runtime.choices = then.runtime.choices
 
 
 def claim(folder: Path, named: bool = False) -> Path:

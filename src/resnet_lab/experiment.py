@@ -177,6 +177,8 @@ def train(cfg: DictConfig) -> dict[str, Any]:
             logging.getLogger().setLevel(logging.WARNING)
         run_dir = Path(cfg.run_dir)
         result = _describe(parts)
+        if cfg.resume:  # the command that says what the run is, not the one that went on with it
+            result["command"] = _told(run_dir).get("command", result["command"])
         _begin(parts, run_dir, result)
         callbacks = {type(c): c for c in trainer.callbacks}  # type: ignore[attr-defined]
         epoch_log = callbacks.get(EpochLog)
@@ -240,6 +242,15 @@ def _describe(parts: Parts) -> dict[str, Any]:
             },
         },
     }
+
+
+def _told(run_dir: Path) -> dict[str, Any]:
+    """What result.json said so far; nothing where it cannot be read."""
+    try:
+        told: dict[str, Any] = json.loads((run_dir / "result.json").read_text())
+    except (OSError, ValueError):
+        return {}
+    return told
 
 
 def _git_commit() -> str | None:
