@@ -5,6 +5,8 @@ import logging
 from rich.console import Console
 
 console = Console(highlight=False, markup=False)
+if not console.is_terminal:
+    console.width = 400  # a file has room: no name in a table is cut off
 
 
 class ConsoleHandler(logging.Handler):

@@ -39,8 +39,7 @@ def plan(jobs: list[Job], slots: Slots) -> None:
             f"{cost['macs'] / 1e6:,.2f} M",
             duration(alone),
         )
-    width = None if console.is_terminal else max(100, max(len(job.name) for job in jobs) + 70)
-    console.print(table, width=width)
+    console.print(table)
     left = sum(job.state != "finished" for job in jobs)
     console.print(
         f"{left} of {len(jobs)} jobs to run: about {duration(seconds)} of training, "

@@ -128,11 +128,7 @@ def close(jobs: list[Job], folder: Path) -> None:
             *(_figure(results[job.name], f"{split}/acc") for split in ("val", "test")),
             duration(job.seconds) if job.attempts else "",
         )
-    if console.is_terminal:
-        console.print(table)
-    else:
-        # No table is narrower than its longest name, which a file has room for.
-        console.print(table, width=max(100, max(len(job.name) for job in jobs) + 60))
+    console.print(table)
     judged = [name for name, result in results.items() if "val/acc" in result]
     if judged:
         best = max(judged, key=lambda name: float(results[name]["val/acc"]))
