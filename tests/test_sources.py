@@ -118,8 +118,11 @@ def test_random_resized_crop_reaches_every_corner_and_stays_inside() -> None:
     ramp[..., 1] = np.arange(60)
     image = Image.fromarray(ramp)
 
-    def crop(*draws: float, scale: tuple[float, float] = (0.25, 0.25)) -> np.ndarray:
-        return np.asarray(random_resized_crop(image, 30, scale, *draws)).astype(int)
+    def crop(
+        *draws: float, scale: tuple[float, float] = (0.25, 0.25), mirrored: bool = False
+    ) -> np.ndarray:
+        made = random_resized_crop(image, 30, scale, *draws, mirrored=mirrored)
+        return np.asarray(made).astype(int)
 
     almost = 1 - 2**-31
     # A quarter of 2,400 pixels at aspect 1 is a square of 24.
@@ -134,6 +137,7 @@ def test_random_resized_crop_reaches_every_corner_and_stays_inside() -> None:
     whole = crop(almost, almost, almost, almost, scale=(0.08, 1.0))
     assert whole[0, 0, 0] == 0  # taller than the image, so cut to its height
     assert whole[-1, 0, 0] == 39
+    assert (crop(0.5, 0.2, 0, 0.5, mirrored=True) == crop(0.5, 0.2, 0, 0.5)[:, ::-1]).all()
 
 
 # ---------------------------------------------------------------- image folders

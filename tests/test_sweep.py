@@ -236,7 +236,7 @@ def test_a_folder_reaches_the_job_whole_through_hydras_grammar():
 
 def job(name: str = "j", devices: int | None = 1, on_cpu: bool = False, **kwargs) -> Job:
     folder = kwargs.pop("folder", Path(name))
-    return Job(folder, [], {}, devices=devices, on_cpu=on_cpu, max_epochs=4, **kwargs)
+    return Job(folder, [], {}, {}, devices=devices, on_cpu=on_cpu, max_epochs=4, **kwargs)
 
 
 def test_gpus_are_handed_out_one_job_each_and_come_back():
@@ -331,6 +331,12 @@ def test_on_a_terminal_there_is_one_table_with_the_time_left(tmp_path, monkeypat
     assert shown.count("seed=") <= 12 - 6  # what fits
 
 
+def test_the_closing_table_tells_whole_names_in_a_file(tmp_path, capsys):
+    one = job(folder=tmp_path / f"optimizer.lr=0.1,{'long,' * 30}seed=0")
+    show.close([one], tmp_path)
+    assert one.name in capsys.readouterr().out
+
+
 # ---------------------------------------------------------------- verdicts
 
 
@@ -355,7 +361,8 @@ def test_an_attempt_is_judged_by_its_folder(tmp_path, result, status, told, stat
     (one.folder / "checkpoints" / "last.ckpt").touch()
     (one.folder / "console.log").write_text("".join(f"line {n}\n" for n in range(100)))
     if result:
-        (one.folder / "result.json").write_text(json.dumps({"status": result}))
+        content = {"status": result, "error": "OSError: lost"}
+        (one.folder / "result.json").write_text(json.dumps(content))
     ledger.end(one, status, 2.0, told)
     assert (one.state, one.resume and state != "finished") == (state, resumes)
     again = job(folder=one.folder)
@@ -367,6 +374,8 @@ def test_an_attempt_is_judged_by_its_folder(tmp_path, result, status, told, stat
     if state == "failed":
         assert "line 99" in error.read_text()
         assert "line 59\n" not in error.read_text()  # 40 lines
+        first = error.read_text().splitlines()[0]
+        assert ("OSError: lost" in first) == (result is not None and status > 0)
 
 
 def test_what_a_failed_attempt_left_is_kept(tmp_path):

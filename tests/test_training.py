@@ -13,6 +13,7 @@ import pytest
 import torch
 from omegaconf import OmegaConf
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from tensorboard.plugins.hparams.plugin_data_pb2 import HParamsPluginData
 
 from resnet_lab import checkpoint_io, experiment
 from resnet_lab.config import go_on
@@ -84,6 +85,28 @@ def test_a_stopped_run_goes_on_and_ends_where_it_would_have(config, tmp_path):
     with pytest.raises(SystemExit) as end:
         go_on(OmegaConf.create({"hydra": {"overrides": {"task": []}}}), run_dir)
     assert end.value.code == 0
+
+
+def board_row(run_dir: Path) -> dict[str, str | float]:
+    """The run's row in HPARAMS."""
+    board = EventAccumulator(str(run_dir / "tensorboard"))
+    board.Reload()
+    content = board.PluginTagToContent("hparams")["_hparams_/session_start_info"]
+    row = HParamsPluginData.FromString(content).session_start_info.hparams
+    return {key: value.string_value or value.number_value for key, value in row.items()}
+
+
+def test_a_job_of_a_sweep_shows_what_is_swept(config, finished):
+    run_dir, _ = finished
+    assert {"model", "data", "seed", "optimizer.lr"} <= set(board_row(run_dir))
+    cfg = config(*QUICK, "trainer.max_epochs=1")
+    cfg.run_dir = f"{run_dir}-job"
+    job = Path(cfg.run_dir)
+    job.mkdir()
+    swept = {"swept": {"model.shortcut": "A", "optimizer.lr": "0.1"}}
+    (job / "sweep_job.json").write_text(json.dumps(swept))
+    experiment.train(cfg)
+    assert board_row(job) == {"model.shortcut": "A", "optimizer.lr": 0.1}
 
 
 def test_what_cannot_be_resumed_is_said(tmp_path):

@@ -178,7 +178,7 @@ def train(cfg: DictConfig) -> dict[str, Any]:
         run_dir = Path(cfg.run_dir)
         result = _describe(parts)
         if cfg.resume:  # the command that says what the run is, not the one that went on with it
-            result["command"] = _told(run_dir).get("command", result["command"])
+            result["command"] = _told(run_dir / "result.json").get("command", result["command"])
         _begin(parts, run_dir, result)
         callbacks = {type(c): c for c in trainer.callbacks}  # type: ignore[attr-defined]
         epoch_log = callbacks.get(EpochLog)
@@ -244,10 +244,10 @@ def _describe(parts: Parts) -> dict[str, Any]:
     }
 
 
-def _told(run_dir: Path) -> dict[str, Any]:
-    """What result.json said so far; nothing where it cannot be read."""
+def _told(path: Path) -> dict[str, Any]:
+    """What a JSON file says; nothing where it cannot be read."""
     try:
-        told: dict[str, Any] = json.loads((run_dir / "result.json").read_text())
+        told: dict[str, Any] = json.loads(path.read_text())
     except (OSError, ValueError):
         return {}
     return told
@@ -316,19 +316,9 @@ def _close(parts: Parts, run_dir: Path, result: dict[str, Any]) -> None:
     scores: dict[str, float] = {
         key: result[key] for key in ("val/acc", "test/acc") if key in result
     }
-    overrides = HydraConfig.get().overrides.task if HydraConfig.initialized() else []
-    choices = {
-        "model": result["model"],
-        "data": result["data"],
-        "seed": cfg.seed,
-        "optimizer.lr": cfg.optimizer.lr,
-        "data.batch_size": cfg.data.batch_size,
-        "trainer.max_epochs": cfg.trainer.max_epochs,
-        **dict(o.lstrip("+").partition("=")[::2] for o in overrides if "=" in o),
-    }
     for logger in parts.trainer.loggers:
         if isinstance(logger, Board):
-            logger.log_result(choices, scores, result["steps"])
+            logger.log_result(_choices(cfg, result), scores, result["steps"])
         logger.finalize("success")
     log.info(f"\n{'':<12}{'loss':>10}{'accuracy':>10}{'images':>10}")
     for split in ("val", "test"):
@@ -351,6 +341,31 @@ def _close(parts: Parts, run_dir: Path, result: dict[str, Any]) -> None:
     for name, path in paths.items():
         if (run_dir / path.split()[0]).exists():
             log.info(f"{name:<12}{_shown(run_dir)}/{path}")
+
+
+def _choices(cfg: DictConfig, result: dict[str, Any]) -> dict[str, Any]:
+    """The run's row in HPARAMS: of a job of a sweep what is swept, else what tells runs apart."""
+    job = _told(Path(cfg.run_dir) / "sweep_job.json")
+    if "swept" in job:
+        return {key: _number(value) for key, value in job["swept"].items()}
+    overrides = HydraConfig.get().overrides.task if HydraConfig.initialized() else []
+    return {
+        "model": result["model"],
+        "data": result["data"],
+        "seed": cfg.seed,
+        "optimizer.lr": cfg.optimizer.lr,
+        "data.batch_size": cfg.data.batch_size,
+        "trainer.max_epochs": cfg.trainer.max_epochs,
+        **dict(o.lstrip("+").partition("=")[::2] for o in overrides if "=" in o),
+    }
+
+
+def _number(text: str) -> str | float:
+    """For the board, which draws an axis for numbers."""
+    try:
+        return float(text)
+    except ValueError:
+        return text
 
 
 def write_json(path: Path, content: dict[str, Any]) -> None:

@@ -201,7 +201,10 @@ class ImageDataModule(LightningDataModule):
         if name in self._parts or not len(indices):
             return
         args = (self.source, self._split_of[name], indices, self.image_size)
-        self._parts[name] = Streamed(*args, self._scale) if self.streaming else InMemory(*args)
+        if self.streaming:
+            self._parts[name] = Streamed(*args, self._scale, self.flip)
+        else:
+            self._parts[name] = InMemory(*args)
 
     @property
     def mean(self) -> list[float]:
@@ -301,8 +304,10 @@ class ImageDataModule(LightningDataModule):
         if not in_training:
             return normalise(images, scale, shift), labels
         (draws,) = in_training
-        padding = 0 if self.streaming else self.crop_padding  # streamed images are cropped already
-        images = random_crop_flip(images, draws[:, TOP : FLIP + 1], padding, self.flip)
+        if not self.streaming:  # what is streamed is cropped and mirrored already
+            images = random_crop_flip(
+                images, draws[:, TOP : FLIP + 1], self.crop_padding, self.flip
+            )
         images = normalise(images, scale, shift)
         if self.cutout:
             images = cutout(images, draws[:, CUTOUT_ROW : CUTOUT_COLUMN + 1], self.cutout)

@@ -15,7 +15,8 @@ def to_rgb(image: Image.Image) -> Image.Image:
     Transparent pixels are laid over white. 16-bit grey is scaled to 8 bits (65535 becomes 255),
     where PIL's own conversion would clip everything above 255. Of an animation, the first frame.
     """
-    image = ImageOps.exif_transpose(image)
+    # In place, and no conversion of what is RGB: the copies would take a tenth of the time.
+    ImageOps.exif_transpose(image, in_place=True)
     if image.mode == "I" or image.mode.startswith("I;16"):
         grey = np.asarray(image, dtype=np.int64).clip(0, 65535)
         return Image.fromarray(((grey + 128) // 257).astype(np.uint8)).convert("RGB")
@@ -25,7 +26,8 @@ def to_rgb(image: Image.Image) -> Image.Image:
         image = image.convert("RGBA")
         white = Image.new("RGBA", image.size, "white")
         return Image.alpha_composite(white, image).convert("RGB")
-    return image.convert("RGB")
+    image.load()  # what is opened lazily must not depend on its file any more
+    return image if image.mode == "RGB" else image.convert("RGB")
 
 
 def upright_size(image: Image.Image) -> tuple[int, int]:
@@ -73,12 +75,15 @@ def random_resized_crop(
     left: float,
     area: float,
     ratio: float,
+    mirrored: bool,
 ) -> Image.Image:
     """A rectangle of random area and aspect, as RGB of size x size (arXiv 1409.4842, section 6).
 
     Args:
         scale: smallest and largest share of the image's area.
         top, left, area, ratio: the draws, each in [0, 1). The aspect is log-uniform in `ASPECT`.
+        mirrored: left becomes right; here rather than in `augment`, where it would take ten times
+            as long as on a picture that PIL has just made.
 
     torchvision draws anew where the rectangle does not fit; here its longer side is cut to the
     image, so that one draw always gives one crop.
@@ -90,4 +95,5 @@ def random_resized_crop(
     crop_height = min(max(round(math.sqrt(pixels / aspect)), 1), height)
     x = int(left * (width - crop_width + 1))
     y = int(top * (height - crop_height + 1))
-    return cut(image, (x, y, x + crop_width, y + crop_height), size)
+    crop = cut(image, (x, y, x + crop_width, y + crop_height), size)
+    return crop.transpose(Image.Transpose.FLIP_LEFT_RIGHT) if mirrored else crop

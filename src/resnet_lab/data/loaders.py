@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from resnet_lab.data.decode import fit, random_resized_crop
-from resnet_lab.data.plan import AREA, LEFT, RATIO, TOP, EvalPlan, TrainPlan
+from resnet_lab.data.plan import AREA, FLIP, LEFT, RATIO, TOP, EvalPlan, TrainPlan
 from resnet_lab.data.sources import Source
 
 WORKER_TIMEOUT = 300  # seconds for one batch: a worker that hangs ends the run, not stalls it
@@ -117,6 +117,7 @@ class Streamed(Part):
 
     Args:
         scale: the crop's smallest and largest share of the image's area.
+        flip: whether half of the crops are mirrored.
     """
 
     def __init__(
@@ -126,9 +127,11 @@ class Streamed(Part):
         indices: np.ndarray,
         image_size: int,
         scale: tuple[float, float],
+        flip: bool,
     ) -> None:
         super().__init__(source, split, indices, image_size)
         self.scale = scale
+        self.flip = flip
         self.zoom = 224 / 256 if image_size > 64 else 1.0
 
     def pixels(self, rows: Rows) -> Tensor:
@@ -146,6 +149,7 @@ class Streamed(Part):
                     left=left,
                     area=area,
                     ratio=ratio,
+                    mirrored=self.flip and bool(rows.draws[row, FLIP] & 1),
                 )
             images[row] = np.asarray(self.source.read(self.split, index, make))
         return torch.from_numpy(images)

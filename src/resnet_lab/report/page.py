@@ -95,7 +95,7 @@ html { -webkit-text-size-adjust: 100%; }
 body { margin: 0; background: var(--paper); color: var(--ink); line-height: 1.5;
   font: 16px/1.5 system-ui, -apple-system, "Segoe UI", Roboto, "Helvetica Neue", Arial, sans-serif;
   font-variant-numeric: tabular-nums lining-nums; }
-main { max-width: 1120px; margin: 0 auto; padding: 40px 28px 64px; }
+main { max-width: 1240px; margin: 0 auto; padding: 40px 28px 64px; }
 h1 { font-size: 30px; line-height: 1.2; margin: 0 0 6px; letter-spacing: -0.015em;
   overflow-wrap: anywhere; }
 h2 { font-size: 20px; margin: 52px 0 12px; padding-top: 18px; border-top: 1px solid var(--line);

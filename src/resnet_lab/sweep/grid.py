@@ -24,13 +24,15 @@ ROOT_GROUP = "experiment"  # its files change any part of the config
 class Job:
     """One point of the grid, and how far it is.
 
-    `overrides` are what a user would type for the single run. `config` is what they compose to,
+    `overrides` are what a user would type for the single run, `swept` those of them that name its
+    folder, by key. `config` is what they compose to,
     interpolations unresolved and nothing filled in from the data. `state` is one of waiting,
     running, finished, failed, interrupted; `seconds` and `attempts` count all attempts so far.
     """
 
     folder: Path
     overrides: list[str]
+    swept: dict[str, str]
     config: dict[str, Any]
     devices: int | None  # None: all that there are
     on_cpu: bool
@@ -95,6 +97,7 @@ def compose(
     master: DictConfig,
     loader: ConfigLoader,
     overrides: Sequence[Sequence[str]],
+    keys: Sequence[str],
     names: Sequence[str],
     sweep_folder: Path,
 ) -> list[Job]:
@@ -105,7 +108,8 @@ def compose(
         try:
             cfg = loader.load_sweep_config(master, list(job_overrides))
             check(cfg)
-            jobs.append(_job(sweep_folder / name, cfg, job_overrides, master))
+            swept = {key: _keyed(job_overrides)[key] for key in keys}
+            jobs.append(_job(sweep_folder / name, cfg, job_overrides, swept, master))
         except Exception as error:
             message = sentence(error)
             if message is None:
@@ -124,7 +128,13 @@ def _fault(line: str, names: list[str], n_jobs: int) -> str:
     return f"{names[0]}{others}: {line}"
 
 
-def _job(folder: Path, cfg: DictConfig, overrides: Sequence[str], master: DictConfig) -> Job:
+def _job(
+    folder: Path,
+    cfg: DictConfig,
+    overrides: Sequence[str],
+    swept: dict[str, str],
+    master: DictConfig,
+) -> Job:
     devices = OmegaConf.select(cfg, "trainer.devices")
     if OmegaConf.is_list(devices):
         raise ValueError(
@@ -140,6 +150,7 @@ def _job(folder: Path, cfg: DictConfig, overrides: Sequence[str], master: DictCo
     return Job(
         folder=folder,
         overrides=[o for o in overrides if not _key(o).startswith("sweep.")],
+        swept=swept,
         config=json.loads(json.dumps(config)),  # as it will be read again
         devices=wish if devices in ("auto", -1) else devices,
         on_cpu=cfg.trainer.accelerator in ("cpu", "mps"),

@@ -77,7 +77,7 @@ def _grid(
     record = ledger.known(folder)
     keys = ledger.merge_keys(record, swept, master.sweep.force)
     names = grid.folder_names(overrides, keys)
-    jobs = grid.compose(master, loader, overrides, names, folder)
+    jobs = grid.compose(master, loader, overrides, keys, names, folder)
     extra = [*_flags(), *_hydra_settings(master)]
     for job in jobs:
         job.overrides = [*extra, *job.overrides]

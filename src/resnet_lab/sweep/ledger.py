@@ -2,8 +2,9 @@
 
 A sweep folder holds `sweep.json` (name, command, started, updated, keys, jobs), for people and the
 report; what is to be done is read from the job folders alone. Each holds `sweep_job.json`: the
-job's overrides, its config as composed, and its attempts, the last of which has no `state` while
-it runs. An attempt that is not gone on with lies in `attempt-1`, `attempt-2`, ... below it.
+job's overrides, the swept ones among them (for the run's row in HPARAMS), its config as composed,
+and its attempts, the last of which has no `state` while it runs. An attempt that is not gone on
+with lies in `attempt-1`, `attempt-2`, ... below it.
 """
 
 import contextlib
@@ -200,7 +201,7 @@ def begin(job: Job) -> list[str]:
         (folder / "error.txt").unlink(missing_ok=True)
     else:
         _set_aside(folder)
-    record |= {"overrides": job.overrides, "config": job.config}
+    record |= {"overrides": job.overrides, "swept": job.swept, "config": job.config}
     record["attempts"].append({"started": now(), "seconds": 0.0, "state": None, "killed": False})
     folder.mkdir(exist_ok=True)
     write(folder / "sweep_job.json", record)
@@ -254,9 +255,10 @@ def end(job: Job, status: int, seconds: float, told_to_stop: bool) -> None:
     else:
         tail = last_lines(folder / "console.log")
         job.state, job.error = "failed", reason(status)
+        # What the run itself could still write tells more than the last line on its screen.
         last = next((line.strip() for line in reversed(tail) if line.strip()), "")
-        if status > 0 and last:
-            job.error += f": {last[:300]}"
+        if status > 0 and (told := str(result.get("error") or last)):
+            job.error += f": {told[:300]}"
         (folder / "error.txt").write_text(
             f"{job.error}\n\nThe last lines of console.log:\n{''.join(tail)}"
         )

@@ -125,7 +125,7 @@ def become(request: dict[str, Any], server: int, script: str) -> None:
         stream.reconfigure(line_buffering=True)  # type: ignore[union-attr]
     if request["threads"] is not None and "torch" in sys.modules:
         sys.modules["torch"].set_num_threads(request["threads"])
-    sys.argv = [script, *request["arguments"]]
+    sys.argv = [os.path.relpath(script), *request["arguments"]]  # as one would type it
     sys.path.insert(0, os.path.dirname(script))
 
 
