@@ -294,7 +294,8 @@ def test_a_quick_bench_leaves_figures_and_no_scratch_files(tmp_path):
     assert {name: len(turns) for name, turns in rounds.items()} == {
         "bare loop": 1,
         "ours": 1,
-        "logged every step": 1,
+        "Trainer, logged every step": 1,
+        "Trainer, nothing logged": 1,
     }
     assert all(turn["images"] == 16 * turn["steps"] for (turn,) in rounds.values())
     assert rounds["ours"][0]["boundary_seconds"] > 0

@@ -397,7 +397,8 @@ def test_what_a_failed_attempt_left_is_kept(tmp_path):
 
 
 def test_bad_jobs_are_named_the_others_go_on_and_the_next_run_does_what_is_left(bench):
-    grid_of_12 = ("+how=finish,raise,exit,kill", "seed=range(0,3)")
+    # An interpolation reaches the jobs as it was typed.
+    grid_of_12 = ("+how=finish,raise,exit,kill", "seed=range(0,3)", "+note=${run_dir}/x")
     done = bench.run(*grid_of_12)
     assert done.returncode == 1
     assert bench.states() == {

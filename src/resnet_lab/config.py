@@ -299,7 +299,7 @@ class CheckAndClaim(Callback):
                 return
             check(config)
             if "LOCAL_RANK" not in os.environ:  # else a process of a run that has its folder
-                named = any(o.startswith("hydra.run.dir=") for o in config.hydra.overrides.hydra)
+                named = any(o.startswith("hydra.run.dir=") for o in typed(config, "hydra"))
                 folder = claim(Path(config.hydra.run.dir), named)
                 OmegaConf.set_readonly(config.hydra, False)
                 config.hydra.run.dir = str(folder)
@@ -307,6 +307,13 @@ class CheckAndClaim(Callback):
             if _wanted():
                 traceback.print_exc()
             raise SystemExit(f"error: {_first_lines(error)}") from None
+
+
+def typed(config: DictConfig, kind: str) -> list[str]:
+    """The overrides of the command line: "task" ours, "hydra" Hydra's own; what they
+    interpolate (`${run_dir}`) stays as it was typed."""
+    overrides: list[str] = OmegaConf.to_container(config.hydra.overrides[kind])  # type: ignore[assignment]
+    return overrides
 
 
 def go_on(config: DictConfig, run_dir: Path) -> None:
@@ -317,7 +324,7 @@ def go_on(config: DictConfig, run_dir: Path) -> None:
     """
     if not (run_dir / "config.yaml").exists():
         raise ValueError(f"resume={run_dir}: there is no run in it (no config.yaml).")
-    others = [o for o in config.hydra.overrides.task if not o.startswith("resume=")]
+    others = [o for o in typed(config, "task") if not o.startswith("resume=")]
     if others:
         raise ValueError(
             f"resume={run_dir}: the run goes on with its own config; leave out {' '.join(others)}."

@@ -32,7 +32,7 @@ from resnet_lab.board import Board
 from resnet_lab.callbacks.compile_net import CompileNet
 from resnet_lab.callbacks.epoch_log import EpochLog
 from resnet_lab.classifier import Classifier
-from resnet_lab.config import undivided
+from resnet_lab.config import typed, undivided
 from resnet_lab.data.datamodule import ImageDataModule
 from resnet_lab.models.complexity import Complexity, count
 from resnet_lab.screen import duration
@@ -348,7 +348,8 @@ def _choices(cfg: DictConfig, result: dict[str, Any]) -> dict[str, Any]:
     job = _told(Path(cfg.run_dir) / "sweep_job.json")
     if "swept" in job:
         return {key: _number(value) for key, value in job["swept"].items()}
-    overrides = HydraConfig.get().overrides.task if HydraConfig.initialized() else []
+    composed: Any = HydraConfig.instance().cfg
+    overrides = [] if composed is None else typed(composed, "task")
     return {
         "model": result["model"],
         "data": result["data"],

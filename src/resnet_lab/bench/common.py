@@ -130,22 +130,38 @@ def common(gate: Gate, work: Path, overrides: list[str], steps: int, workers: in
     )
 
 
-def logged_every_step(gate: Gate, work: Path, overrides: list[str], steps: int) -> None:
-    """The same module around one layer, on batches that lie ready and without a progress bar."""
-    cfg = run_config(work, "logged", overrides, one_layer=True)
+class SilentModule(CommonModule):
+    """The same without a metric or a log."""
+
+    def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
+        images, labels = batch
+        return F.cross_entropy(self.net(images), labels)
+
+
+def one_layer(
+    gate: Gate, work: Path, overrides: list[str], steps: int, logged: bool = True
+) -> None:
+    """The same module around one layer, on batches that lie ready and without a progress bar.
+
+    Args:
+        logged: False leaves out figures, logger and checkpoints: the least a Trainer costs.
+    """
+    cfg = run_config(work, "one-layer", overrides, one_layer=True)
     parts = experiment.build(cfg)
     batches = ready_batches(parts.datamodule)
     trainer = Trainer(
         accelerator="cpu",
         max_epochs=LONG,
-        logger=TensorBoardLogger(work, name="logged"),
+        logger=TensorBoardLogger(work, name="logged") if logged else False,
         callbacks=[Turns()],
         enable_progress_bar=False,
+        enable_checkpointing=logged,
         num_sanity_val_steps=0,
     )
     ready: Any = [batches[step % len(batches)] for step in range(SKIP + steps)]
+    module = CommonModule if logged else SilentModule
     trainer.fit(
-        CommonModule(parts.net, _options(cfg.optimizer)),
+        module(parts.net, _options(cfg.optimizer)),
         DataLoader(ready, batch_size=None),
         DataLoader(ready[:2], batch_size=None),
     )

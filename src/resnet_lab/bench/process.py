@@ -102,7 +102,22 @@ def startup(work: Path, rounds: int, quick: bool) -> dict[str, Any]:
         environment = {"TORCHINDUCTOR_CACHE_DIR": fresh}
         measure("first step, compiling", compiled, 1, environment=environment)
         measure("first step, compiled before", compiled, 1, environment=environment)
-    return {"seconds": seconds, "n-th job of a sweep": "not there yet"}
+    if sys.platform.startswith("linux"):
+        name = "first step of a sweep's later job"
+        seconds[name] = later_jobs(eager, work, 2 if quick else rounds + 1)
+    return {"seconds": seconds}
+
+
+def later_jobs(arguments: Sequence[str], work: Path, n: int) -> list[float]:
+    """Seconds from the birth of a job's process to its first step, of all `n` jobs but the first.
+
+    They end there, so that to the sweep they have failed.
+    """
+    note = "+callbacks.stop.note=${run_dir}/first_step"
+    sweep = ["-m", "sweep.name=first_steps", f"seed=range({n})", *arguments, note]
+    run(sweep, work, expected=1)
+    folder = work / "outputs" / "sweeps" / "first_steps"
+    return [float((folder / f"seed={k}" / "first_step").read_text()) for k in range(1, n)]
 
 
 def forget_files() -> bool:

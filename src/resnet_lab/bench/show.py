@@ -195,8 +195,6 @@ def _cost(rounds: Rounds, name: str) -> Spread:
 
 def _startup(part: Mapping[str, Any]) -> list[Table]:
     rows = [(name, spread(times).text(".2f")) for name, times in part.get("seconds", {}).items()]
-    if rows:
-        rows.append(("first step of a sweep's n-th job", part["n-th job of a sweep"]))
     return [Table("Start-up, whole processes", ("", "seconds"), rows)]
 
 
@@ -279,8 +277,8 @@ def targets(parts: Mapping[str, Any]) -> list[tuple[str, str, str, str]]:
         measured = between(photographs, f"ours, {workers}", f"torchvision, {workers}")
         at_least(f"photographs, {workers}: ours / torchvision", 1.5, measured)
     overhead: Rounds = parts.get("overhead", {}).get("rounds", {})
-    if all(overhead.get(name) for name in ("bare loop", "ours", "logged every step")):
-        ours, stock = _cost(overhead, "ours"), _cost(overhead, "logged every step")
+    if all(overhead.get(name) for name in ("bare loop", "ours", "Trainer, logged every step")):
+        ours, stock = _cost(overhead, "ours"), _cost(overhead, "Trainer, logged every step")
         share = ours.median / stock.median
         at_most("cost per step: ours / logging every step", 0.25, Spread(share, share, share))
     seconds = parts.get("start-up", {}).get("seconds", {})

@@ -217,9 +217,20 @@ class Turns(Callback):
 
 
 class StopAfterFirstStep(Callback):
-    """Ends the process as soon as one step is done."""
+    """Ends the process as soon as one step is done.
+
+    Args:
+        note: a file for the process's age then, in seconds (Linux only).
+    """
+
+    def __init__(self, note: str | None = None) -> None:
+        self.note = note
 
     def on_train_batch_end(self, *_: Any) -> None:
+        if self.note is not None:
+            fields = Path("/proc/self/stat").read_text().rpartition(")")[2].split()
+            began = int(fields[19]) / os.sysconf("SC_CLK_TCK")  # proc(5): field 22, since boot
+            Path(self.note).write_text(str(time.clock_gettime(time.CLOCK_BOOTTIME) - began))
         os._exit(0)
 
 

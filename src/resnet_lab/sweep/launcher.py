@@ -10,7 +10,7 @@ from hydra.core.config_loader import ConfigLoader
 from hydra.core.utils import JobReturn, JobStatus
 from omegaconf import DictConfig, OmegaConf
 
-from resnet_lab.config import one_sentence_errors
+from resnet_lab.config import one_sentence_errors, typed
 from resnet_lab.screen import console
 from resnet_lab.sweep import grid, ledger, show
 from resnet_lab.sweep.grid import Job
@@ -69,7 +69,7 @@ def launch(
 def _grid(
     master: DictConfig, loader: ConfigLoader, overrides: Sequence[Sequence[str]], folder: Path
 ) -> tuple[dict[str, Any] | None, list[str], list[Job]]:
-    swept = grid.swept_keys(master.hydra.overrides.task)
+    swept = grid.swept_keys(typed(master, "task"))
     if own := [key for key in swept if key.split(".")[0] in ("sweep", "hydra")]:
         raise ValueError(f"{own[0]}: belongs to the sweep as a whole and takes one value.")
     if not swept or not overrides:
@@ -109,7 +109,7 @@ def _flags() -> list[str]:
 def _hydra_settings(master: DictConfig) -> list[str]:
     return [
         override
-        for override in master.hydra.overrides.hydra
+        for override in typed(master, "hydra")
         if not override.lstrip("+~").replace("/", ".").startswith(OF_THE_SWEEP)
     ]
 
