@@ -97,7 +97,9 @@ def _interval(of: Spread, signed: bool = False) -> str:
     if of.half is None:
         return DASH
     low, high = of.mean - of.half, of.mean + of.half
-    return f"[{_signed(low)}, {_signed(high)}]" if signed else f"[{low:.2f}, {high:.2f}]"
+    if signed:
+        return f"[{_signed(low)}, {_signed(high)}]"
+    return f"[{low:.2f}, {high:.2f}]".replace("-", MINUS)
 
 
 def plus_minus(of: Spread) -> str:
