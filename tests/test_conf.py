@@ -1,16 +1,23 @@
 """Every file under conf/ is composed and turned into what it describes."""
 
+import json
+import logging
+import re
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from hydra.utils import instantiate
 from lightning.pytorch import Callback, LightningDataModule, Trainer
 from lightning.pytorch.loggers import Logger
+from omegaconf import OmegaConf
 from torch import nn
 
 from resnet_lab import experiment
 from resnet_lab.config import check
+from resnet_lab.data.plan import TrainPlan, split_validation
+from resnet_lab.report import runs
 
 CONF = Path(__file__).resolve().parents[1] / "conf"
 EXTRAS = {"wandb": "wandb", "mlflow": "mlflow"}
@@ -90,3 +97,122 @@ def test_experiment(config, name):
     parts = experiment.build(cfg)
     assert parts.complexity.params > 0
     assert parts.datamodule.n_test == 359
+
+
+# ------------------------------------------------------------------ the papers' recipes
+
+HE2015 = [name for name in choices("experiment") if name.startswith("he2015/")]
+HE2016 = [name for name in choices("experiment") if name.startswith("he2016/")]
+WARMED_UP = {
+    *("he2015/recipe_warmup", "he2015/resnet110", "he2015/resnet1202", "he2015/plain110"),
+    *HE2016,
+}
+
+
+@pytest.mark.parametrize("name", HE2015 + HE2016)
+def test_the_papers_learning_rates_at_the_papers_steps(config, name):
+    cfg = config(f"experiment={name}")
+    assert (cfg.trainer.max_epochs, cfg.trainer.max_steps) == (-1, 64_000)
+    assert (cfg.optimizer.momentum, cfg.optimizer.weight_decay) == (0.9, 1e-4)
+    assert not cfg.optimizer.nesterov
+    assert (cfg.data.batch_size, cfg.data.crop_padding, cfg.data.flip) == (128, 4, True)
+    optimizer = instantiate(cfg.optimizer, _convert_="all")([nn.Parameter(torch.zeros(1))])
+    schedule = instantiate(cfg.scheduler, _convert_="all")(optimizer, 64_000, 351)
+    (factor,) = schedule.lr_lambdas
+    steps = (0, 399, 400, 31_999, 32_000, 47_999, 48_000, 63_999)
+    first = 0.01 if name in WARMED_UP else 0.1
+    assert [cfg.optimizer.lr * factor(step) for step in steps] == pytest.approx(
+        [first, first, 0.1, 0.1, 0.01, 0.01, 0.001, 0.001]
+    )
+
+
+def test_64k_steps_are_the_183_epochs_that_the_recipe_says(config):
+    data = config("experiment=he2015/recipe").data
+    train, val = split_validation(np.repeat(np.arange(10), 5000), data.val_size, seed=0)
+    assert (len(train), len(val)) == (45_000, 5_000)
+    steps = len(TrainPlan(len(train), data.batch_size, seed=0, epoch=0))
+    assert steps == 351
+    assert 182 * steps < 64_000 < 183 * steps
+
+
+@pytest.mark.parametrize("depth", [20, 32, 44, 56, 110])
+def test_a_plain_net_differs_from_its_residual_net_in_the_shortcut_alone(config, depth):
+    plain = config(f"experiment=he2015/plain{depth}")
+    residual = config(f"experiment=he2015/resnet{depth}")
+    assert (plain.model.shortcut, residual.model.shortcut) == ("none", "A")
+    assert plain.model.depth == depth
+    plain.model.shortcut, plain.reference = "A", residual.reference
+    assert plain == residual
+
+
+def told(folder: Path, cfg, data: str) -> runs.Run:
+    """A run as its folder tells of it."""
+    folder.mkdir(exist_ok=True)
+    (folder / "config.yaml").write_text(OmegaConf.to_yaml(cfg))
+    (folder / "result.json").write_text(json.dumps({"status": "finished", "data": data}))
+    (run,) = runs.read([folder]).runs
+    return run
+
+
+@pytest.mark.parametrize("name", choices("experiment"))
+def test_what_an_experiment_is_said_to_reach_stands_in_its_reference(config, tmp_path, name):
+    text = (CONF / "experiment" / f"{name}.yaml").read_text()
+    said = re.search(r"^# Expected: .*?(test error|test accuracy) ([\d.]+)", text, re.MULTILINE)
+    cfg = config(f"experiment={name}")
+    found = runs.reference(told(tmp_path / "run", cfg, "cifar10"))
+    if said is None:
+        assert found is None
+        return
+    figure = float(said[2])
+    percent = {"test error": 100 - figure, "test accuracy": figure * (100 if figure < 1 else 1)}
+    assert found.test_acc == pytest.approx(percent[said[1]])
+    assert found.source
+    # A figure for CIFAR-10 says nothing about a run on other images.
+    assert runs.reference(told(tmp_path / "run", cfg, "imagefolder")) is None
+
+
+def test_a_run_limited_by_steps_stops_at_them_in_mid_epoch(config, tmp_path):
+    cfg = config(
+        *("experiment=he2015/resnet110", "data=digits", "model=cifar_resnet", "model.depth=8"),
+        *("model.width=0.25", "trainer.accelerator=cpu", "trainer.precision=32"),
+        *("scheduler.milestones=[8,14]", "scheduler.warmup=3", "trainer.max_steps=16"),
+    )
+    result = experiment.train(cfg)  # 1,294 images: ten steps an epoch
+    assert (result["status"], result["steps"]) == ("finished", 16)
+    rows, _ = runs.epochs(tmp_path / "run")
+    assert [(row["step"], row["lr"]) for row in rows.values()] == [
+        (10, pytest.approx(0.01)),
+        (16, pytest.approx(0.001)),
+    ]
+    (run,) = runs.read([tmp_path / "run"]).runs
+    assert runs.reference(run) is None  # CIFAR-10's figure, and these were digits
+
+
+# ------------------------------------------------------------------ few images at a time
+
+
+@pytest.mark.parametrize(
+    ("overrides", "noisy"),
+    [
+        (["experiment=small_folder", "data=digits"], True),
+        (["experiment=small_folder", "data=digits", "model.norm=group"], False),
+        (["data.batch_size=15", "model=textbook_resnet"], True),
+        (["data.batch_size=15", "model=textbook_cnn"], False),
+        (["data.batch_size=16"], False),
+    ],
+)
+def test_the_log_says_where_batchnorm_sees_few_images(config, caplog, tmp_path, overrides, noisy):
+    parts = experiment.build(config("trainer.accelerator=cpu", *overrides))
+    with caplog.at_level(logging.INFO):
+        experiment._begin(parts, tmp_path / "run", experiment._describe(parts))
+    said = [r.getMessage() for r in caplog.records if "BatchNorm" in r.getMessage()]
+    assert len(said) == noisy
+    if noisy:
+        assert f"on a batch of {parts.cfg.data.batch_size} are noisy" in said[0]
+        assert "\n" not in said[0]
+
+
+def test_a_frozen_batchnorm_is_not_noisy(config):
+    net = instantiate(config("model=resnet20").model)
+    assert experiment.trains_batchnorm(net)
+    assert not experiment.trains_batchnorm(net.requires_grad_(False))

@@ -18,6 +18,9 @@ from omegaconf import DictConfig
 class LabSweeper(BasicSweeper):
     """Hydra's own grid, handed to the launcher as one piece.
 
+    What an experiment sweeps by itself (`hydra.sweeper.params`) comes first, so that the command
+    line can give the same keys other values.
+
     Hydra's makes the sweep folder and composes every job before the launcher sees one, and stops
     at the first mistake; the launcher of ours looks first, and names them all.
     """
@@ -26,7 +29,8 @@ class LabSweeper(BasicSweeper):
         assert self.hydra_context is not None
         assert self.launcher is not None
         parser = OverridesParser.create(config_loader=self.hydra_context.config_loader)
-        (jobs,) = self.split_arguments(parser.parse_overrides(arguments), None)
+        overrides = parser.parse_overrides([*self._parse_config(), *arguments])
+        (jobs,) = self.split_arguments(overrides, None)
         return self.launcher.launch(jobs, initial_job_idx=0)
 
 

@@ -115,6 +115,8 @@ class Classifier(LightningModule):
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
         optimizer = self._optimizer(self.parameter_groups())
+        # Where max_epochs is -1 the steps are known without them, and Lightning loads none.
+        self.trainer.fit_loop.setup_data()
         total_steps = self.trainer.estimated_stepping_batches
         batches = self.trainer.num_training_batches
         steps_per_epoch = math.ceil(batches / self.trainer.accumulate_grad_batches)

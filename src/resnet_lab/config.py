@@ -70,6 +70,14 @@ _PART: Rule = (
 )
 
 
+def _reference(value: Any) -> bool:
+    if isinstance(value, dict):
+        figures = value.keys() & {"test_error", "test_acc"}
+        known = value.keys() <= {"test_error", "test_acc", "data", "source"}
+        return known and len(figures) == 1 and _number(value[figures.pop()])
+    return value is None or _number(value)
+
+
 def _one_of(*choices: str) -> Rule:
     return lambda v: v in choices, "one of " + ", ".join(choices)
 
@@ -82,6 +90,11 @@ def _or_null(rule: Rule) -> Rule:
 RULES: dict[str, Rule] = {
     "seed": (lambda v: _whole(v) and 0 <= v < 2**32, "a whole number from 0 to 4294967295"),
     "compile": (lambda v: isinstance(v, bool) or v == "auto", "true, false or auto"),
+    "reference": (
+        _reference,
+        "a test error in percent, null, or a mapping such as "
+        "{test_error: 8.75, data: cifar10, source: their paper} (or test_acc)",
+    ),
     "classifier.label_smoothing": _SHARE,
     "classifier.decay_norm_and_bias": _YES_NO,
     "data.batch_size": _COUNT,
@@ -224,6 +237,15 @@ def _spelled(value: Any) -> str:
 
 
 def _contradictions(cfg: DictConfig) -> Iterator[str]:
+    # An experiment may be a sweep; a single run, and each job of a sweep, is one point of it.
+    swept = OmegaConf.select(cfg, "hydra.sweeper.params") or {}
+    given = {override.partition("=")[0] for override in typed(cfg, "task")} if swept else ()
+    if left := [key for key in map(str, swept) if key not in given]:
+        yield (
+            f"This experiment is a sweep over {', '.join(left)}: run it by itself with -m, or give "
+            "each of them one value."
+        )
+
     model = _plain(cfg, "model")
     data_classes, model_classes = cfg.data.num_classes, model.get("num_classes")
     if data_classes is not None and model_classes is not None and data_classes != model_classes:
@@ -456,7 +478,8 @@ def _first_lines(error: BaseException) -> str:
 
 def _composition_sentence(error: BaseException) -> str:
     text = str(error)
-    if match := re.search(r"Could not find '([\w./-]+)/([^/']+)'", text):
+    # A choice may lie in a folder of its group, as experiment=he2015/resnet20 does.
+    if match := re.search(r"Could not find '((?:hydra/)?[^/']+)/([^']+)'", text):
         group, wanted = match.groups()
         return f"{group}={wanted}: there is no such choice; {_offer(wanted, _choices(group))}"
     if match := re.search(r"Could not override '([^']+)'", text):

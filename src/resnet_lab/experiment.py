@@ -38,6 +38,7 @@ from resnet_lab.models.complexity import Complexity, count
 from resnet_lab.screen import duration
 
 FUSED = {"torch.optim.SGD", "torch.optim.Adam", "torch.optim.AdamW"}
+FEW_FOR_BATCHNORM = 16  # images: below, one batch's mean and variance say little about the data's
 
 log = logging.getLogger(__name__)
 for name in ("lightning.pytorch", "lightning.fabric"):
@@ -291,6 +292,23 @@ def _begin(parts: Parts, run_dir: Path, result: dict[str, Any]) -> None:
     }
     for name, value in lines.items():
         log.info(f"{name:<12}{value}")
+    together = cfg.data.batch_size // (1 if cfg.trainer.sync_batchnorm else ranks)
+    if together < FEW_FOR_BATCHNORM and trains_batchnorm(parts.net):
+        log.warning(
+            f"BatchNorm's statistics on a batch of {together} are noisy: give each device at least "
+            f"{FEW_FOR_BATCHNORM} images (data.batch_size), or the net another norm "
+            "(model.norm=group)."
+        )
+
+
+def trains_batchnorm(net: nn.Module) -> bool:
+    """Whether the net normalises by the batch's statistics; a frozen BatchNorm has its own."""
+    return any(
+        parameter.requires_grad
+        for module in net.modules()
+        if isinstance(module, nn.BatchNorm2d)
+        for parameter in module.parameters()
+    )
 
 
 def _shown(path: Path) -> str:

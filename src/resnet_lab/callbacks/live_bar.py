@@ -54,6 +54,10 @@ class LiveBar(ProgressBar):
     def _done(trainer: Trainer) -> int:
         return trainer.fit_loop.epoch_loop.total_batch_idx + 1
 
+    @staticmethod
+    def _epochs(trainer: Trainer) -> int | str:
+        return trainer.max_epochs if (trainer.max_epochs or -1) > 0 else "?"
+
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
@@ -67,7 +71,7 @@ class LiveBar(ProgressBar):
         self._progress.update(
             self._task,
             completed=done,
-            epoch=f"{trainer.current_epoch + 1}/{trainer.max_epochs}",
+            epoch=f"{trainer.current_epoch + 1}/{self._epochs(trainer)}",
             loss=f"{float(outputs['loss'].detach()):.3f}",
             acc="-" if accuracy is None else f"{float(accuracy):.4f}",
             speed=f"{images / max(now - self._seen[0], 1e-9):,.0f}",

@@ -364,8 +364,8 @@ def reference(run: Run) -> Reference | None:
     """What the run's `reference` names: in result.json, or at the top of config.yaml.
 
     A number is a test error in percent, as papers give it. A mapping holds test_error or test_acc
-    in percent (an accuracy of 1 or less is a fraction) and perhaps a source. ValueError for
-    anything else.
+    in percent (an accuracy of 1 or less is a fraction) and perhaps a source. Where it names the
+    data that it holds for, it says nothing about a run on other data. ValueError for anything else.
     """
     found = run.result.get("reference")
     if found is None:
@@ -373,6 +373,8 @@ def reference(run: Run) -> Reference | None:
     if found is None:
         return None
     content = found if isinstance(found, dict) else {"test_error": found}
+    if "data" in content and content["data"] != run.result.get("data"):
+        return None
     accuracy, error = content.get("test_acc"), content.get("test_error")
     if isinstance(accuracy, int | float):
         return Reference(accuracy * (100 if accuracy <= 1 else 1), str(content.get("source", "")))

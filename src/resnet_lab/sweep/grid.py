@@ -25,9 +25,10 @@ class Job:
     """One point of the grid, and how far it is.
 
     `overrides` are what a user would type for the single run, `swept` those of them that name its
-    folder, by key. `config` is what they compose to,
-    interpolations unresolved and nothing filled in from the data. `state` is one of waiting,
-    running, finished, failed, interrupted; `seconds` and `attempts` count all attempts so far.
+    folder, by key. `config` is what they compose to, interpolations unresolved and nothing filled
+    in from the data. `max_epochs` is None where steps or time limit the run. `state` is one of
+    waiting, running, finished, failed, interrupted; `seconds` and `attempts` count all attempts so
+    far.
     """
 
     folder: Path
@@ -49,9 +50,10 @@ class Job:
 
 
 def swept_keys(arguments: Iterable[str]) -> list[str]:
-    """The keys that the command line gives several values (or a range, or `choice(one)`)."""
+    """The keys that are given several values (or a range, or `choice(one)`), the last time."""
     overrides = OverridesParser.create().parse_overrides(list(arguments))
-    return [_key(o.get_key_element()) for o in overrides if o.is_sweep_override()]
+    swept = {_key(o.get_key_element()): o.is_sweep_override() for o in overrides}
+    return [key for key in swept if swept[key]]
 
 
 def _key(element: str) -> str:
@@ -154,7 +156,7 @@ def _job(
         config=json.loads(json.dumps(config)),  # as it will be read again
         devices=wish if devices in ("auto", -1) else devices,
         on_cpu=cfg.trainer.accelerator in ("cpu", "mps"),
-        max_epochs=cfg.trainer.max_epochs,
+        max_epochs=cfg.trainer.max_epochs if (cfg.trainer.max_epochs or -1) > 0 else None,
     )
 
 

@@ -69,7 +69,9 @@ def launch(
 def _grid(
     master: DictConfig, loader: ConfigLoader, overrides: Sequence[Sequence[str]], folder: Path
 ) -> tuple[dict[str, Any] | None, list[str], list[Job]]:
-    swept = grid.swept_keys(typed(master, "task"))
+    params = master.hydra.sweeper.get("params") or {}
+    own = [f"{key}={values}" for key, values in params.items()]
+    swept = grid.swept_keys([*own, *typed(master, "task")])
     if own := [key for key in swept if key.split(".")[0] in ("sweep", "hydra")]:
         raise ValueError(f"{own[0]}: belongs to the sweep as a whole and takes one value.")
     if not swept or not overrides:

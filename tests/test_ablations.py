@@ -1,0 +1,160 @@
+"""Experiments that are sweeps: `-m experiment=ablation/...` alone runs the whole grid."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import hydra
+import pytest
+
+from resnet_lab.config import composition_errors
+from resnet_lab.sweep import launcher
+from resnet_lab.sweep.grid import Job
+
+ROOT = Path(__file__).resolve().parents[1]
+CONF = ROOT / "conf"
+ABLATIONS = sorted(path.stem for path in (CONF / "experiment" / "ablation").glob("*.yaml"))
+
+
+class Planned:
+    """What the command line's sweep would run: its folder, keys and jobs by their names."""
+
+    def __init__(self, folder: Path, keys: list[str], jobs: list[Job]) -> None:
+        self.folder = folder
+        self.keys = keys
+        self.jobs = {job.name: job for job in jobs}
+
+
+@pytest.fixture
+def planned(monkeypatch, tmp_path):
+    """`planned("experiment=...", ...)`: the sweep as composed and checked, none of it run."""
+    found = []
+
+    def look(master, loader, overrides, preload, grace_seconds):
+        folder = Path(master.hydra.sweep.dir)
+        _, keys, jobs = launcher._grid(master, loader, overrides, folder)
+        found.append(Planned(folder, keys, jobs))
+        return []
+
+    def plan(*overrides: str) -> Planned:
+        monkeypatch.chdir(tmp_path)
+        monkeypatch.setattr(launcher, "launch", look)
+        monkeypatch.setattr(sys, "argv", ["train.py", "-m", *overrides])
+        with composition_errors():
+            hydra.main(str(CONF), "train", "1.3")(lambda cfg: None)()
+        return found.pop()
+
+    return plan
+
+
+def names(**values: str) -> list[str]:
+    """The folders of the whole grid, one seed: names(a="1,2") is a=1,seed=0 and a=2,seed=0."""
+    found = [""]
+    for key, listed in values.items():
+        found = [f"{name}{key}={value}," for name in found for value in listed.split(",")]
+    return [name + "seed=0" for name in found]
+
+
+GRIDS = {
+    "depth": names(model="resnet20,resnet32,resnet44,resnet56", shortcut="A,none"),
+    "batchnorm": names(norm="batch,none", lr="0.003,0.01,0.03,0.1,0.3"),
+    "shortcuts": names(shortcut="A,B,C,none"),
+    "stem": names(stem="cifar,imagenet"),
+    "batch_size": names(batch_size="32,128,512,2048", lr_rule="fixed,scaled"),
+}
+
+
+def test_every_ablation_has_its_grid_here():
+    assert sorted(GRIDS) == ABLATIONS
+
+
+@pytest.mark.parametrize("name", ABLATIONS)
+def test_an_ablation_alone_is_the_whole_grid(planned, name):
+    sweep = planned(f"experiment=ablation/{name}")
+    assert list(sweep.jobs) == GRIDS[name]
+    assert sweep.folder == Path("outputs", "sweeps", name)
+    for job in sweep.jobs.values():
+        assert f"experiment=ablation/{name}" in job.overrides
+
+
+def test_each_job_is_what_its_name_says(planned):
+    jobs = planned("experiment=ablation/depth").jobs
+    plain = jobs["model=resnet56,shortcut=none,seed=0"].config
+    assert (plain["model"]["depth"], plain["model"]["shortcut"]) == (56, "none")
+    jobs = planned("experiment=ablation/batchnorm").jobs
+    without = jobs["norm=none,lr=0.03,seed=0"].config
+    assert (without["model"]["norm"], without["optimizer"]["lr"]) == ("none", 0.03)
+
+
+def test_the_command_line_replaces_what_an_ablation_sweeps(planned):
+    sweep = planned("experiment=ablation/depth", "model=resnet20", "seed=0,1,2")
+    assert sweep.keys == ["model.shortcut", "seed"]
+    assert list(sweep.jobs) == [f"shortcut={s},seed={n}" for s in ("A", "none") for n in range(3)]
+    assert all(job.config["model"]["depth"] == 20 for job in sweep.jobs.values())
+    sweep = planned(
+        "experiment=ablation/shortcuts", "model.shortcut=B,C", "model=resnet56,resnet32"
+    )
+    assert list(sweep.jobs) == [
+        f"shortcut={s},seed=0,model={m}" for s in "BC" for m in ("resnet56", "resnet32")
+    ]
+
+
+def test_the_learning_rate_follows_the_batch_only_where_it_is_scaled(config):
+    def lr(batch_size: int, rule: str) -> float:
+        override = f"data.batch_size={batch_size}", f"lr_rule={rule}"
+        return config("experiment=ablation/batch_size", *override).optimizer.lr
+
+    for batch_size in (32, 128, 512, 2048):
+        assert lr(batch_size, "fixed") == 0.1
+        assert lr(batch_size, "scaled") == pytest.approx(0.1 * batch_size / 128)
+
+
+def train_py(folder: Path, *overrides: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, str(ROOT / "train.py"), *overrides],
+        cwd=folder,
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+
+
+@pytest.mark.parametrize(
+    ("overrides", "left"),
+    [
+        (["experiment=ablation/depth", "model=resnet32"], "model.shortcut, seed"),
+        (["-m", "experiment=ablation/stem,ablation/depth", "seed=0"], "model.stem"),
+    ],
+)
+def test_a_sweep_that_is_run_as_something_else_says_so(tmp_path, overrides, left):
+    done = train_py(tmp_path, *overrides)
+    assert done.returncode == 1
+    assert f"This experiment is a sweep over {left}: run it by itself with -m" in done.stderr
+    assert not (tmp_path / "outputs").exists()
+
+
+@pytest.mark.slow
+def test_an_ablation_really_runs_and_goes_on_with_more_seeds(tmp_path, shared_cache):
+    tiny = (
+        *("model=cifar_resnet", "model.depth=8", "model.width=0.25", "data=digits"),
+        *("data.train_size=256", "data.batch_size=64", f"data.cache_dir={shared_cache}"),
+        *("trainer.max_epochs=1", "trainer.accelerator=cpu", "trainer.precision=32"),
+    )
+    command = ("-m", "experiment=ablation/shortcuts", *tiny)
+    done = train_py(tmp_path, *command)
+    assert done.returncode == 0, done.stdout + done.stderr
+    done = train_py(tmp_path, *command, "seed=0,1")
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "8 jobs, 4 finished before, 4 to run" in done.stdout
+    folder = tmp_path / "outputs" / "sweeps" / "shortcuts"
+    record = json.loads((folder / "sweep.json").read_text())
+    assert record["keys"] == ["model.shortcut", "seed"]
+    assert {job["state"] for job in record["jobs"]} == {"finished"}
+    parameters = {
+        shortcut: json.loads((folder / f"shortcut={shortcut},seed=1/result.json").read_text())[
+            "params"
+        ]
+        for shortcut in ("A", "B", "C", "none")
+    }
+    assert parameters["none"] == parameters["A"] < parameters["B"] < parameters["C"]
