@@ -66,7 +66,7 @@ def test_scheduler(config, name):
 
 @pytest.mark.parametrize("name", choices("callbacks"))
 def test_callbacks(config, name):
-    callbacks = config(f"callbacks={name}").callbacks
+    callbacks = config(f"callbacks=[{name}]").callbacks
     assert callbacks
     assert all(isinstance(instantiate(c), Callback) for c in callbacks.values())
 

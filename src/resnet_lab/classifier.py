@@ -84,17 +84,18 @@ class Classifier(LightningModule):
         self.train_tally.update(loss.detach() * len(labels), logits.detach(), labels)
         return loss
 
-    def _evaluate(self, batch: Batch, tally: Tally) -> None:
+    def _evaluate(self, batch: Batch, tally: Tally) -> Tensor:
         images, labels = batch
         logits = self.net(images)
         loss_sum = F.cross_entropy(logits, labels, ignore_index=-1, reduction="sum")
         tally.update(loss_sum, logits, labels)
+        return logits
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
         self._evaluate(batch, self.val_tally)
 
-    def test_step(self, batch: Batch, batch_idx: int) -> None:
-        self._evaluate(batch, self.test_tally)
+    def test_step(self, batch: Batch, batch_idx: int) -> Tensor:
+        return self._evaluate(batch, self.test_tally)  # logits, for the callbacks that look at them
 
     def _close(self, split: str, tally: Tally) -> None:
         scores = {f"{split}/{name}": value.float() for name, value in tally.compute().items()}

@@ -479,7 +479,7 @@ def _first_lines(error: BaseException) -> str:
 def _composition_sentence(error: BaseException) -> str:
     text = str(error)
     # A choice may lie in a folder of its group, as experiment=he2015/resnet20 does.
-    if match := re.search(r"Could not find '((?:hydra/)?[^/']+)/([^']+)'", text):
+    if match := re.search(r"Could not (?:find|load) '((?:hydra/)?[^/']+)/([^']+)'", text):
         group, wanted = match.groups()
         return f"{group}={wanted}: there is no such choice; {_offer(wanted, _choices(group))}"
     if match := re.search(r"Could not override '([^']+)'", text):

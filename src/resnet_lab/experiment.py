@@ -30,6 +30,7 @@ from torch import nn
 from resnet_lab import checkpoint_io
 from resnet_lab.board import Board
 from resnet_lab.callbacks.compile_net import CompileNet
+from resnet_lab.callbacks.confusion_matrix import ConfusionMatrix
 from resnet_lab.callbacks.epoch_log import EpochLog
 from resnet_lab.classifier import Classifier
 from resnet_lab.config import typed, undivided
@@ -76,8 +77,14 @@ def build(cfg: DictConfig) -> Parts:
     cfg.data.num_classes = datamodule.num_classes
     cfg.data.image_size = datamodule.image_size
     cfg.data.mean, cfg.data.std = datamodule.mean, datamodule.std
-    if datamodule.n_val == 0 and "best" in cfg.callbacks:
-        cfg.callbacks.best.monitor = None  # nothing to choose by: the last epoch is the best
+    if datamodule.n_val == 0:
+        if "best" in cfg.callbacks:
+            cfg.callbacks.best.monitor = None  # nothing to choose by: the last epoch is the best
+        if "early_stopping" in cfg.callbacks:
+            raise ValueError(
+                "callbacks=early_stopping: there is no validation to stop by (data.val_size=0); "
+                "set data.val_size, or leave early_stopping out."
+            )
     OmegaConf.resolve(cfg)
 
     if on_cuda(cfg.trainer.accelerator):
@@ -183,6 +190,7 @@ def train(cfg: DictConfig) -> dict[str, Any]:
         _begin(parts, run_dir, result)
         callbacks = {type(c): c for c in trainer.callbacks}  # type: ignore[attr-defined]
         epoch_log = callbacks.get(EpochLog)
+        confusion = callbacks.get(ConfusionMatrix)
         began = time.monotonic()
         try:
             newest = run_dir / "checkpoints" / "last.ckpt" if cfg.resume else None
@@ -196,6 +204,8 @@ def train(cfg: DictConfig) -> dict[str, Any]:
                 result.update(_row(run_dir / "metrics.csv", checkpoint["epoch"] + 1))
             test = trainer.test(classifier, datamodule=parts.datamodule, verbose=False)[0]
             result.update({key: float(value) for key, value in test.items()})
+            if confusion is not None:
+                result["test/acc_per_class"] = confusion.accuracy_per_class()
             result["status"] = "fast_dev_run" if cfg.trainer.fast_dev_run else "finished"
         except BaseException as error:
             interrupted = isinstance(error, KeyboardInterrupt | SystemExit)

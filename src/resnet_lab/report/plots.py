@@ -5,7 +5,6 @@ import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from math import isnan
-from typing import Any
 
 import matplotlib
 from matplotlib.axes import Axes
@@ -14,39 +13,10 @@ from matplotlib.ticker import FuncFormatter
 
 from resnet_lab.report.runs import Study, epochs
 from resnet_lab.report.statistics import Effect, Setting, Spread, Summary, curve, frontier
+from resnet_lab.style import GRID, INK, MUTED, PALETTE, PAPER, STYLE
 
-# Okabe and Ito's palette for all kinds of colour vision, without its yellow (too pale on white)
-# and black (which the page uses for text).
-PALETTE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#8C6BB1")
 MARKERS = ("o", "s", "^", "D", "v", "P")
-INK, MUTED, GRID, PAPER = "#1c2128", "#68707b", "#dfe3e8", "#fefefe"
 PAGE_COLOURS = {INK: "--ink", MUTED: "--muted", GRID: "--line", PAPER: "--paper"}
-
-STYLE: Any = {
-    "font.size": 9,
-    "axes.edgecolor": MUTED,
-    "axes.labelcolor": INK,
-    "axes.titlecolor": INK,
-    "axes.titlesize": 10,
-    "axes.titleweight": "bold",
-    "axes.titlelocation": "left",
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "axes.linewidth": 0.8,
-    "axes.grid": True,
-    "axes.axisbelow": True,
-    "grid.color": GRID,
-    "grid.linewidth": 0.7,
-    "text.color": INK,
-    "xtick.color": MUTED,
-    "ytick.color": MUTED,
-    "xtick.labelcolor": INK,
-    "ytick.labelcolor": INK,
-    "legend.frameon": False,
-    "legend.fontsize": 8.5,
-    "lines.linewidth": 1.6,
-    "lines.solid_capstyle": "round",
-}
 
 COST_LABELS = {
     "params": "parameters",
