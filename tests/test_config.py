@@ -106,6 +106,7 @@ def test_every_choice_of_a_group_passes_the_check(config, group):
     [
         ("modle=resnet20", "modle: there is no such key; did you mean model? Possible: "),
         ("model=resnet21", "model=resnet21: there is no such choice; did you mean resnet2"),
+        ("callbacks=[default,emma]", "callbacks=emma: there is no such choice; did you mean ema?"),
         ("data.batchsize=64", "data.batchsize: there is no such key; did you mean batch_size?"),
         ("optimiser.lr=1", "did you mean optimizer?"),
         ("trainer.devices=abc", "trainer.devices=abc: must be"),

@@ -1,5 +1,6 @@
 """What only a GPU shows. Skipped where there is none."""
 
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -26,7 +27,9 @@ class NoSync(Callback):
 
 
 def test_a_step_does_not_wait_for_the_device(config):
-    parts = experiment.build(config(*QUICK, "trainer.log_every_n_steps=1000"))
+    everything = "callbacks=[default,pictures,ema,early_stopping]"
+    parts = experiment.build(config(*QUICK, everything, "trainer.log_every_n_steps=1000"))
+    Path(parts.cfg.run_dir).mkdir()
     parts.trainer.callbacks.append(NoSync())
     try:
         parts.trainer.fit(parts.classifier, datamodule=parts.datamodule)

@@ -1,5 +1,6 @@
 """How our pictures look: colours, and settings for `matplotlib.rc_context`."""
 
+from collections.abc import Sequence
 from typing import Any
 
 # Okabe and Ito's palette for all kinds of colour vision, without its yellow (too pale on white)
@@ -32,3 +33,14 @@ STYLE: Any = {
     "lines.linewidth": 1.6,
     "lines.solid_capstyle": "round",
 }
+
+
+def log_limits(figures: Sequence[float]) -> tuple[float, float]:
+    """For a logarithmic axis: two powers of ten at least, so that small differences look small.
+
+    `figures` that such an axis cannot show (0, infinite, NaN) do not count.
+    """
+    shown = [figure for figure in figures if 0 < figure < float("inf")] or [1.0]
+    low, high = min(shown) / 1.5, max(shown) * 1.5
+    stretch = max(1.0, (100 * low / high) ** 0.5)
+    return low / stretch, high * stretch

@@ -107,9 +107,14 @@ def draw(counts: np.ndarray, names: list[str]) -> Figure:
     if n <= MOST_COUNTS:
         for row, column in np.argwhere(counts):
             axes.text(
-                column, row, f"{counts[row, column]:,}", ha="center", va="center", fontsize=7.5,
+                column,
+                row,
+                f"{counts[row, column]:,}",
+                ha="center",
+                va="center",
+                fontsize=7.5,
                 color=PAPER if shares[row, column] > 0.3 else "black",
-            )  # fmt: skip
+            )
     right = 100 * shares.diagonal()
     bars.barh(range(n), right, color=PALETTE[0], height=0.7)
     bars.set_xlim(0, 100)
@@ -120,9 +125,14 @@ def draw(counts: np.ndarray, names: list[str]) -> Figure:
         for row, value in enumerate(right):
             inside = value > 45
             bars.text(
-                value + (-3 if inside else 3), row, f"{value:.1f}", va="center", fontsize=7.5,
-                ha="right" if inside else "left", color=PAPER if inside else "black",
-            )  # fmt: skip
+                value + (-3 if inside else 3),
+                row,
+                f"{value:.1f}",
+                va="center",
+                fontsize=7.5,
+                ha="right" if inside else "left",
+                color=PAPER if inside else "black",
+            )
     total = counts.sum()
     accuracy = counts.diagonal().sum() / max(1, total)
     axes.set_title(f"{total:,} test images, {accuracy:.2%} recognised")

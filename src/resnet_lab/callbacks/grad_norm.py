@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import csv
 from collections.abc import Iterator
+from itertools import cycle
+from math import hypot
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -14,7 +16,7 @@ from torch.nn.utils import get_total_norm
 from torch.optim import Optimizer
 
 from resnet_lab.callbacks.picture import publish
-from resnet_lab.style import PALETTE
+from resnet_lab.style import GRID, PALETTE, log_limits
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -149,34 +151,43 @@ def draw(rows: list[dict[str, str]]) -> Figure:
     """The rows of grad_norm.csv: left by depth before and after training, right by epoch."""
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(10, 4), layout="constrained")
-    left, right = figure.subplots(1, 2)
     epochs = sorted({int(row["epoch"]) for row in rows})
-    by_stage: dict[str, dict[int, float]] = {}  # sums of squares
-    ends: dict[str, int] = {}
+    profiles: dict[int, list[float]] = {epoch: [] for epoch in epochs}
+    stages: dict[str, dict[int, list[float]]] = {}
     for row in rows:
-        of = by_stage.setdefault(row["stage"], {})
-        epoch = int(row["epoch"])
-        of[epoch] = of.get(epoch, 0.0) + float(row["norm"]) ** 2
-        ends[row["stage"]] = int(row["position"])
-    shown = dict.fromkeys((epochs[0], epochs[len(epochs) // 2], epochs[-1]))
-    for epoch, colour in zip(shown, PALETTE, strict=False):
-        points = [(int(r["position"]), float(r["norm"])) for r in rows if int(r["epoch"]) == epoch]
+        epoch, norm = int(row["epoch"]), float(row["norm"])
+        profiles[epoch].append(norm)
+        stages.setdefault(row["stage"], {}).setdefault(epoch, []).append(norm)
+
+    figure = Figure(figsize=(10, 4), layout="constrained")
+    left, right = figure.subplots(1, 2, sharey=True)
+    some = dict.fromkeys((epochs[0], epochs[len(epochs) // 2], epochs[-1]))
+    for epoch, colour in zip(some, PALETTE, strict=False):
         name = f"epoch {epoch}" if epoch else "before training"
-        left.plot(*zip(*points, strict=True), color=colour, marker="o", ms=3, label=name)
-    for stage, colour in zip(by_stage, PALETTE, strict=False):
-        points = [(epoch, square**0.5) for epoch, square in sorted(by_stage[stage].items())]
-        right.plot(*zip(*points, strict=True), color=colour, marker="o", ms=3, label=stage)
-    begins = [1, *(end + 1 for end in ends.values())]
-    for edge in begins[1:-1]:
-        left.axvline(edge - 0.5, color="0.8", lw=0.8, zorder=0)
-    left.set_xlabel("block, from input to output")
+        positions = range(1, len(profiles[epoch]) + 1)
+        left.plot(positions, profiles[epoch], color=colour, marker="o", ms=3, label=name)
+    edge, centres = 0.5, []
+    everything = [norm for profile in profiles.values() for norm in profile]
+    for (stage, by_epoch), colour in zip(stages.items(), cycle(PALETTE)):
+        norms = [hypot(*by_epoch[epoch]) for epoch in epochs]
+        everything += norms
+        marker = "o" if len(epochs) <= 30 else ""
+        right.plot(epochs, norms, color=colour, marker=marker, ms=3, label=stage)
+        width = len(by_epoch[epochs[0]])
+        centres.append(edge + width / 2)
+        edge += width
+        left.axvline(edge, color=GRID, lw=1, zorder=0)
+    left.grid(axis="x", visible=False)
+    left.set_xticks(centres, list(stages))
+    left.set_xlim(0.5, edge)
+    left.set_xlabel("blocks, from input to output")
+    left.set_ylabel("L2 norm of the gradient")
+    left.set_title("each block")
     right.set_xlabel("epoch")
-    left.set_title("Gradient of each block")
-    right.set_title("Gradient of each stage")
+    right.set_title("each stage")
+    right.xaxis.get_major_locator().set_params(integer=True)
+    left.set_yscale("log")
+    left.set_ylim(*log_limits(everything))
     for axes in (left, right):
-        axes.set_yscale("log")
-        axes.set_ylabel("L2 norm of the gradient")
-        axes.xaxis.get_major_locator().set_params(integer=True)
         axes.legend()
     return figure

@@ -54,7 +54,9 @@ def draw(rows: Rows) -> Figure:
             ]
             if points:
                 marker = "o" if len(points) <= 30 else ""
-                axes.plot(*zip(*points, strict=True), color=colour, marker=marker, ms=3, label=label)
+                axes.plot(
+                    *zip(*points, strict=True), color=colour, marker=marker, ms=3, label=label
+                )
         if best is not None:
             axes.axvline(int(best["epoch"]), color=MUTED, lw=1, ls=(0, (4, 3)), zorder=0)
         axes.set_xlabel("epoch")

@@ -96,9 +96,15 @@ def grid(
         left, top = column * 1.06, row * pitch
         axes.imshow(picture, extent=(left, left + 1, top + 1, top), interpolation=smooth)
         axes.text(
-            left + 0.5, top + 1.04, caption, ha="center", va="top", fontsize=7, linespacing=1.1,
+            left + 0.5,
+            top + 1.04,
+            caption,
+            ha="center",
+            va="top",
+            fontsize=7,
+            linespacing=1.1,
             color=INK,
-        )  # fmt: skip
+        )
     axes.set_xlim(0, columns * 1.06 - 0.06)
     axes.set_ylim(rows * pitch, 0)
     axes.set_aspect("equal")

@@ -65,10 +65,10 @@ class WrongImages(Callback):
         data: Any = trainer.datamodule  # type: ignore[attr-defined]
         names = data.class_names
         captions = [
-            f"is {shortened(names[label], 14)}\nnot {shortened(names[answer], 11)} {sure:.0%}"
+            f"{shortened(names[label], 16)}\nnot {shortened(names[answer], 11)}, {sure:.0%}"
             for label, answer, sure in zip(
                 labels[:n].tolist(), predicted[:n].tolist(), confidence[:n].tolist(), strict=True
             )
         ]
-        title = "Most confident mistakes on the test images: what it is, and what the net said"
+        title = "Test images: the most confident mistakes, and how sure the net was"
         publish(trainer, self.path, lambda: grid(images[:n], captions, title, data.mean, data.std))

@@ -12,6 +12,7 @@ from resnet_lab.report.plots import (
     cost_charts,
     curve_charts,
     effects_chart,
+    gradient_charts,
     looks,
     quantity,
     settings_chart,
@@ -55,6 +56,7 @@ def compose(study: Study) -> Page:
         Section("Pairs of factors", _pivots(study)),
         Section("Effect of each factor", _effects(study)),
         Section("Learning curves", _curves(study, rows, look)),
+        Section("Gradient norms", _gradients(rows, look)),
         Section("Accuracy against cost", _costs(study, rows, look)),
         Section("Jobs without a result", _unfinished(study)),
         Section("Command" if len(study.commands) == 1 else "Commands", _commands(study)),
@@ -417,6 +419,19 @@ def _curves(study: Study, rows: Sequence[Summary], look: Looks) -> list[Block]:
         parts.append("Thin dashed lines: single runs that have not finished.")
     parts += [look.left_out] if look.left_out else []
     return [Text(" ".join(parts)), Grid(charts)]
+
+
+def _gradients(rows: Sequence[Summary], look: Looks) -> list[Block]:
+    charts = gradient_charts(rows, look)
+    if not charts:
+        return []
+    text = (
+        "How large the gradient is that each block of a net gets. Where it falls from the output "
+        "to the input by powers of ten, the first blocks hardly learn (it vanishes); where it "
+        "grows, they are thrown about (it explodes). Means over the finished runs of a setting; "
+        f"an epoch's figure is the mean over some of its steps. {look.left_out}"
+    )
+    return [Text(text.strip()), *(Grid([chart]) for chart in charts)]
 
 
 def _costs(study: Study, rows: Sequence[Summary], look: Looks) -> list[Block]:

@@ -147,6 +147,26 @@ def epochs(folder: Path) -> tuple[dict[int, dict[str, float]], int]:
     return rows, lost
 
 
+def gradients(folder: Path) -> dict[int, list[tuple[str, float]]]:
+    """grad_norm.csv by epoch: stage and gradient norm of every block, from input to output.
+
+    Epoch 0 is before training. Empty where the run has measured none; lines that cannot be read
+    are left out.
+    """
+    found: dict[int, list[tuple[str, float]]] = {}
+    try:
+        with (folder / "grad_norm.csv").open(newline="", errors="replace") as file:
+            for row in csv.DictReader(file):
+                try:
+                    epoch, norm = int(row["epoch"]), float(row["norm"])
+                except (KeyError, TypeError, ValueError):
+                    continue
+                found.setdefault(epoch, []).append((row["stage"], norm))
+    except OSError:
+        pass
+    return found
+
+
 # ------------------------------------------------------------------ sweeps
 
 

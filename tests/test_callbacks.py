@@ -1,0 +1,492 @@
+"""What the callbacks show is what happened: every figure is worked out again by hand."""
+
+import csv
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from itertools import pairwise
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import pytest
+import torch
+from hydra import compose, initialize_config_dir
+from lightning.pytorch import Callback
+from PIL import Image
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from resnet_lab import checkpoint_io, experiment
+from resnet_lab.callbacks import confusion_matrix, picture, sample_grid, wrong_images
+from resnet_lab.callbacks.confusion_matrix import ConfusionMatrix
+from resnet_lab.callbacks.ema import EMA
+from resnet_lab.callbacks.grad_norm import GradNorm, _mean, _norms, blocks
+from resnet_lab.callbacks.grad_norm import draw as draw_gradients
+from resnet_lab.models.resnet import cifar_resnet
+from resnet_lab.report.runs import gradients
+from resnet_lab.report.write import report
+
+ROOT = Path(__file__).resolve().parents[1]
+QUICK = (
+    "model=cifar_resnet",
+    "model.depth=8",
+    "model.width=0.25",
+    "data.train_size=256",
+    "data.batch_size=64",
+    "trainer.max_epochs=2",
+    "trainer.accelerator=cpu",
+    "trainer.precision=32",
+)
+PICTURES = ("confusion_matrix", "samples", "wrong_images", "grad_norm", "curves")
+
+
+class Shown(NamedTuple):
+    """A run with all pictures, and what its grids were given to draw."""
+
+    run_dir: Path
+    result: dict[str, Any]
+    grids: dict[str, tuple[Tensor, list[str]]]
+
+
+@pytest.fixture(scope="module")
+def shown(tmp_path_factory: pytest.TempPathFactory, shared_cache: Path) -> Iterator[Shown]:
+    run_dir = tmp_path_factory.mktemp("pictures") / "run"
+    grids: dict[str, tuple[Tensor, list[str]]] = {}
+    with pytest.MonkeyPatch.context() as patch, initialize_config_dir(str(ROOT / "conf"), "1.3"):
+        for module, named in ((sample_grid, "sample_grid"), (wrong_images, "wrong_images")):
+
+            def watched(images, captions, *args, name=named):
+                assert name not in grids, "drawn twice"
+                grids[name] = images.clone(), captions
+                return picture.grid(images, captions, *args)
+
+            patch.setattr(module, "grid", watched)
+        overrides = [*QUICK, "callbacks=[default,pictures]", f"data.cache_dir={shared_cache}"]
+        cfg = compose("train", overrides=[*overrides, f"run_dir={run_dir}"])
+        yield Shown(run_dir, experiment.train(cfg), grids)
+
+
+@pytest.fixture
+def by_hand(shown: Shown, config: Any) -> tuple[Tensor, Tensor, Tensor]:
+    """Test images as the net gets them, labels, and the logits of the best checkpoint."""
+    parts = experiment.build(config(*QUICK))
+    best = checkpoint_io.load(shown.run_dir / "checkpoints" / "best.ckpt")
+    parts.classifier.load_state_dict(best["state_dict"])
+    data = parts.datamodule
+    pixels = torch.tensor(np.asarray(data.source.images("test", 32))).permute(0, 3, 1, 2) / 255
+    mean, std = (torch.tensor(s).view(3, 1, 1) for s in (data.mean, data.std))
+    images = (pixels - mean) / std
+    with torch.no_grad():
+        return images, torch.tensor(data.source.labels("test")), parts.net.eval()(images)
+
+
+def table(path: Path) -> list[dict[str, str]]:
+    with path.open(newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def test_every_picture_is_in_the_run_folder_and_on_the_board(shown):
+    board = EventAccumulator(str(shown.run_dir / "tensorboard"), size_guidance={"images": 0})
+    board.Reload()
+    assert set(board.Tags()["images"]) == set(PICTURES)
+    for name in PICTURES:
+        with Image.open(shown.run_dir / f"{name}.png") as image:
+            assert min(image.size) > 300
+            drawn = np.asarray(image)
+        assert drawn.std() > 10, "an empty sheet"
+    stages = {f"grad_norm/{stage}" for stage in ("stem", "stage1", "stage2", "stage3", "head")}
+    assert stages <= set(board.Tags()["scalars"])
+    assert [event.step for event in board.Scalars("grad_norm/stage1")] == [0, 4, 8]
+
+
+def test_confusions_are_those_of_the_best_checkpoint(shown, by_hand):
+    _, labels, logits = by_hand
+    expected = np.zeros((10, 10), int)
+    np.add.at(expected, (labels.numpy(), logits.argmax(1).numpy()), 1)
+    rows = table(shown.run_dir / "confusion_matrix.csv")
+    names = [row["true class"] for row in rows]
+    assert names == [str(digit) for digit in range(10)]
+    found = np.array([[int(row[name]) for name in names] for row in rows])
+    assert (found == expected).all()
+    accuracies = expected.diagonal() / expected.sum(axis=1)
+    assert [float(row["accuracy"]) for row in rows] == accuracies.tolist()
+    per_class = shown.result["test/acc_per_class"]
+    assert per_class == dict(zip(names, accuracies.tolist(), strict=True))
+    assert (
+        json.loads((shown.run_dir / "result.json").read_text())["test/acc_per_class"] == per_class
+    )
+    assert found.trace() / 359 == pytest.approx(shown.result["test/acc"])
+
+
+def test_a_class_without_test_images_has_no_accuracy(tmp_path):
+    callback = ConfusionMatrix(str(tmp_path))
+    callback.names, callback.counts = ["cat", "dog"], torch.tensor([[3, 1], [0, 0]])
+    assert callback.accuracy_per_class() == {"cat": 0.75, "dog": None}
+
+
+@pytest.mark.parametrize("n", [2, 20, 21, 100, 101])
+def test_a_confusion_matrix_can_be_read_at_any_size(n):
+    names = [f"a class with a long name, {i}" for i in range(n)]
+    figure = confusion_matrix.draw(np.full((n, n), 1234), names)
+    pixels = picture._render(lambda: figure)
+    assert 400 < pixels.shape[0] < 3500
+    axes = figure.axes[0]
+    assert len(axes.texts) == (n * n if n <= 20 else 0)
+    labels = [text.get_text() for text in axes.get_yticklabels()]
+    if n <= 100:
+        assert len(labels) == n
+        extents = [t.get_window_extent() for t in axes.get_yticklabels()]
+        tops_and_bottoms = sorted((e.y0, e.y1) for e in extents)
+        for (_, below), (above, _) in pairwise(tops_and_bottoms):
+            assert below < above + 1, "names stand over each other"
+
+
+def test_the_sample_grid_is_the_first_batch_augmented(shown, config):
+    images, captions = shown.grids["sample_grid"]
+    data = experiment.build(config(*QUICK)).datamodule
+    batch, labels = data.on_after_batch_transfer(next(iter(data.train_dataloader())))
+    assert torch.equal(images, batch[:32])
+    assert captions == [str(label) for label in labels[:32].tolist()]
+
+
+def test_a_grid_shows_the_pixels_that_came_in():
+    """The normalisation is undone: colours in the picture are those of the file."""
+    mean, std = [0.5, 0.4, 0.3], [0.2, 0.3, 0.25]
+    colours = torch.tensor([[0.2, 0.4, 0.6], [1.0, 0.6, 0.0]])
+    images = ((colours - torch.tensor(mean)) / torch.tensor(std)).view(2, 3, 1, 1)
+    pixels = picture._render(
+        lambda: picture.grid(images.expand(2, 3, 8, 8), ["one", "two"], "", mean, std)
+    )
+    for colour in (255 * colours).round().int().tolist():
+        assert (pixels == np.array(colour)).all(axis=2).sum() > 5000
+
+
+def test_the_wrong_images_are_the_surest_mistakes(shown, by_hand):
+    images, labels, logits = by_hand
+    sure, said = logits.softmax(1).max(1)
+    order = [i for i in sure.argsort(descending=True).tolist() if said[i] != labels[i]][:32]
+    drawn, captions = shown.grids["wrong_images"]
+    torch.testing.assert_close(drawn, images[order], atol=1e-5, rtol=1e-5)
+    assert captions == [f"{labels[i]}\nnot {said[i]}, {sure[i]:.0%}" for i in order]
+
+
+def test_no_mistake_no_picture(config, monkeypatch):
+    def right(self, batch, batch_idx):
+        self._evaluate(batch, self.test_tally)
+        return 9.0 * F.one_hot(batch[1].clamp(min=0), 10)
+
+    monkeypatch.setattr("resnet_lab.classifier.Classifier.test_step", right)
+    cfg = config(*QUICK, "callbacks=[confusion_matrix,wrong_images]", "trainer.max_epochs=1")
+    result = experiment.train(cfg)
+    assert not Path(cfg.run_dir, "wrong_images.png").exists()
+    assert set(result["test/acc_per_class"].values()) == {1.0}
+
+
+# ------------------------------------------------------------------ gradients
+
+
+@pytest.mark.parametrize("batches", [1, 2])
+def test_gradient_norms_before_training_are_those_of_the_first_batch(config, batches):
+    cfg = config(
+        *QUICK,
+        "callbacks=[grad_norm]",
+        "trainer.max_epochs=1",
+        "trainer.gradient_clip_val=1e-3",
+        f"trainer.accumulate_grad_batches={batches}",
+    )
+    parts = experiment.build(cfg)
+    data, net = parts.datamodule, parts.net.train()
+    loader = iter(data.train_dataloader())
+    for _ in range(batches):  # the optimizer gets the mean over accumulated batches, not clipped
+        images, labels = data.on_after_batch_transfer(next(loader))
+        images = images.to(memory_format=torch.channels_last)
+        (F.cross_entropy(net(images), labels) / batches).backward()
+    expected = [net.stem, *(block for stage in net.stages for block in stage), net.head]
+
+    experiment.train(cfg)
+    rows = table(Path(cfg.run_dir, "grad_norm.csv"))
+    assert [row["epoch"] for row in rows] == ["0"] * 5 + ["1"] * 5
+    assert [row["block"] for row in rows[:5]] == [
+        "stem",
+        "stage1.1",
+        "stage2.1",
+        "stage3.1",
+        "head",
+    ]
+    for row, module in zip(rows[:5], expected, strict=True):
+        by_hand = sum(p.grad.square().sum() for p in module.parameters()).sqrt()
+        assert float(row["norm"]) == pytest.approx(float(by_hand), rel=1e-4)
+        assert int(row["params"]) == sum(p.numel() for p in module.parameters())
+
+
+def test_an_epoch_is_measured_at_evenly_spaced_steps(config):
+    """10 steps, 4 samples: 0, 2, 5 and 7; the figure is their mean."""
+    cfg = config(
+        *QUICK,
+        "callbacks=[grad_norm]",
+        "callbacks.grad_norm.samples=4",
+        "data.train_size=640",
+        "trainer.max_epochs=1",
+    )
+    parts = experiment.build(cfg)
+    seen = []
+
+    class Watch(Callback):
+        def on_before_optimizer_step(self, trainer, pl_module, optimizer):
+            gradient = pl_module.net.head[2].weight.grad, pl_module.net.head[2].bias.grad
+            seen.append(torch.cat([g.flatten() for g in gradient]).norm().item())
+
+    parts.trainer.callbacks.append(Watch())
+    Path(cfg.run_dir).mkdir()
+    parts.trainer.fit(parts.classifier, datamodule=parts.datamodule)
+    assert len(seen) == 10
+    row = table(Path(cfg.run_dir, "grad_norm.csv"))[-1]
+    assert (row["epoch"], row["block"]) == ("1", "head")
+    assert float(row["norm"]) == pytest.approx(np.mean([seen[i] for i in (0, 2, 5, 7)]), rel=1e-5)
+
+
+def test_blocks_follow_depth_and_hold_every_parameter_once():
+    net = cifar_resnet(20, num_classes=10, block="preact_basic")
+    found = blocks(net)
+    assert [b.name for b in found] == [
+        "stem",
+        *(f"stage{s}.{b}" for s in (1, 2, 3) for b in (1, 2, 3)),
+        "head",
+    ]
+    assert [b.stage for b in found[:5]] == ["stem", "stage1", "stage1", "stage1", "stage2"]
+    together = [id(p) for b in found for p in b.parameters]
+    assert together == [id(p) for p in net.parameters()]
+
+
+def test_a_net_without_stages_has_its_children_as_blocks():
+    layers = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.Conv2d(4, 4, 3))
+    net = nn.ModuleDict(
+        {"features": layers, "pool": nn.AdaptiveAvgPool2d(1), "fc": nn.Linear(4, 2)}
+    )
+    assert [(b.stage, b.name) for b in blocks(net)] == [("features", "features"), ("fc", "fc")]
+
+
+def test_frozen_blocks_have_no_gradient_and_overflown_steps_do_not_count(tmp_path):
+    callback = GradNorm(str(tmp_path))
+    net = nn.Sequential(nn.Linear(2, 1, bias=False), nn.Linear(1, 1, bias=False))
+    callback._blocks = blocks(net)
+    net[0].requires_grad_(False)
+    for value in (3.0, float("inf"), 5.0):
+        net[1].weight.grad = torch.full((1, 1), value)
+        callback._measured.append(_norms(callback._blocks, torch.device("cpu")))
+    assert _mean(torch.stack(callback._measured)) == [0.0, 4.0]
+
+
+def test_report_shows_gradients_of_plain_beside_residual(config, tmp_path):
+    for shortcut in ("A", "none"):
+        folder = tmp_path / "runs" / shortcut
+        experiment.train(
+            config(
+                *QUICK,
+                "callbacks=[default,grad_norm]",
+                f"model.shortcut={shortcut}",
+                f"run_dir={folder}",
+                "trainer.max_epochs=1",
+            )
+        )
+        first = gradients(folder)[0]
+        assert [stage for stage, _ in first] == ["stem", "stage1", "stage2", "stage3", "head"]
+        with (folder / "grad_norm.csv").open("a") as file:
+            file.write("2,1,stem")  # cut off while it was written
+        assert sorted(gradients(folder)) == [0, 1]
+    out = report([tmp_path / "runs" / "A", tmp_path / "runs" / "none"], tmp_path / "report")
+    page = (out / "report.md").read_text()
+    assert "## Gradient norms" in page
+    assert "](gradients.png)" in page
+    assert (out / "gradients.png").stat().st_size > 10_000
+    assert len((out / "results.csv").read_text().splitlines()) == 3
+
+
+def test_a_gradient_of_zero_can_be_drawn():
+    rows = [
+        {"epoch": str(e), "position": str(p), "stage": s, "block": s, "params": "1", "norm": norm}
+        for e in (0, 1)
+        for p, (s, norm) in enumerate([("trunk", "0.0"), ("head", "0.5")], 1)
+    ]
+    assert picture._render(lambda: draw_gradients(rows)).std() > 10
+
+
+# ------------------------------------------------------------------ averages, stopping
+
+
+class Watch(Callback):
+    """The net's weights after every step, and those that each validation saw."""
+
+    def __init__(self) -> None:
+        self.steps: list[dict[str, Tensor]] = []
+        self.validated: list[dict[str, Tensor]] = []
+
+    @staticmethod
+    def state(pl_module) -> dict[str, Tensor]:
+        return {name: tensor.clone() for name, tensor in pl_module.state_dict().items()}
+
+    def on_train_start(self, trainer, pl_module):
+        self.steps.append(self.state(pl_module))
+
+    def on_train_batch_end(self, trainer, pl_module, *_):
+        if trainer.global_step == len(self.steps):
+            self.steps.append(self.state(pl_module))
+
+    def on_validation_batch_start(self, trainer, pl_module, *_):
+        self.validated.append(self.state(pl_module))
+
+
+def test_ema_is_its_recurrence_and_is_what_is_validated_saved_and_tested(config):
+    cfg = config(
+        *QUICK,
+        "callbacks=[default,ema]",
+        "callbacks.ema.decay=0.4",
+        "trainer.accumulate_grad_batches=2",
+        "data.val_size=64",
+    )
+    parts = experiment.build(cfg)
+    watch = Watch()
+    parts.trainer.callbacks.append(watch)
+    Path(cfg.run_dir).mkdir()
+    parts.trainer.fit(parts.classifier, datamodule=parts.datamodule)
+    assert len(watch.steps) == 1 + 4
+    assert len(watch.validated) == 2  # one batch an epoch
+    averages = []
+    for name, average in watch.steps[0].items():
+        if name.endswith("num_batches_tracked"):
+            continue
+        for step in range(1, 5):
+            decay = min(0.4, (1 + step) / (10 + step))
+            average = decay * average + (1 - decay) * watch.steps[step][name]
+            averages.append((step, name, average))
+    for step, name, average in averages:
+        if step in (2, 4):
+            torch.testing.assert_close(watch.validated[step // 2 - 1][name], average)
+            assert not torch.equal(average, watch.steps[step][name])
+        if step == 4:
+            last = checkpoint_io.load(Path(cfg.run_dir, "checkpoints", "last.ckpt"))
+            torch.testing.assert_close(last["state_dict"][name], average)
+            assert torch.equal(last["weights_in_training"][name], watch.steps[4][name])
+            torch.testing.assert_close(parts.classifier.state_dict()[name], average)
+    best = checkpoint_io.load(Path(cfg.run_dir, "checkpoints", "best.ckpt"))
+    seen = watch.validated[best["epoch"]]
+    for name, weight in best["state_dict"].items():
+        assert torch.equal(weight, seen[name]) or name.endswith("num_batches_tracked")
+
+
+def test_ema_wants_a_decay_below_one():
+    with pytest.raises(ValueError, match="below 1"):
+        EMA(1.0)
+
+
+def test_a_resumed_run_is_the_one_that_never_stopped(config, tmp_path):
+    """With averaged weights, counted patience and measured gradients: all go on where they were."""
+    chosen = (
+        *QUICK,
+        "callbacks=[default,grad_norm,ema,early_stopping]",
+        "trainer.max_epochs=6",
+        # Three epochs without a higher accuracy than a rate of nothing brings: stops after 4.
+        "optimizer.lr=1e-9",
+        "callbacks.early_stopping.patience=3",
+    )
+    one = experiment.train(config(*chosen, f"run_dir={tmp_path}/whole"))
+    assert one["epochs"] < 6
+    assert one["status"] == "finished"
+    assert len(table(tmp_path / "whole" / "metrics.csv")) == one["epochs"]
+
+    class Stop(Exception):
+        pass
+
+    def stop(self, trainer, *_):
+        if trainer.global_step == 10:  # in the third epoch
+            raise Stop
+
+    cfg = config(*chosen, f"run_dir={tmp_path}/stopped")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("resnet_lab.callbacks.epoch_log.EpochLog.on_train_batch_end", stop)
+        with pytest.raises(Stop):
+            experiment.train(cfg)
+    cfg.resume = cfg.run_dir
+    two = experiment.train(cfg)
+    for key in ("epochs", "steps", "best_epoch", "val/acc", "test/loss", "test/acc_per_class"):
+        assert one[key] == two[key], key
+    whole, stopped = tmp_path / "whole", tmp_path / "stopped"
+    assert (whole / "grad_norm.csv").read_text() == (stopped / "grad_norm.csv").read_text()
+    first, second = (checkpoint_io.load(d / "checkpoints" / "last.ckpt") for d in (whole, stopped))
+    for state in ("state_dict", "weights_in_training"):
+        for name, weight in first[state].items():
+            assert torch.equal(weight, second[state][name]), (state, name)
+
+
+def test_early_stopping_needs_validation(config):
+    with pytest.raises(ValueError, match=r"data\.val_size"):
+        experiment.build(config(*QUICK, "callbacks=[default,early_stopping]", "data.val_size=0"))
+
+
+# ------------------------------------------------------------------ in any run
+
+
+def test_a_picture_that_fails_costs_no_result(config, monkeypatch, caplog):
+    def broken(_):
+        raise RuntimeError("no fonts")
+
+    monkeypatch.setattr(picture, "_render", broken)
+    cfg = config(*QUICK, "callbacks=[default,pictures]", "trainer.max_epochs=1")
+    result = experiment.train(cfg)
+    assert result["status"] == "finished"
+    for name in PICTURES:
+        assert f"{name}.png could not be drawn (RuntimeError: no fonts)" in caplog.messages
+        assert not Path(cfg.run_dir, f"{name}.png").exists()
+
+
+def test_a_trial_of_one_batch_takes_all_callbacks(config):
+    everything = "callbacks=[default,pictures,ema,early_stopping]"
+    cfg = config(*QUICK, everything, "trainer.fast_dev_run=true")
+    assert experiment.train(cfg)["status"] == "fast_dev_run"
+    assert Path(cfg.run_dir, "samples.png").exists()
+
+
+def test_a_run_that_ends_without_pictures_loads_no_matplotlib():
+    program = "import sys; import resnet_lab.experiment; sys.exit('matplotlib' in sys.modules)"
+    subprocess.run([sys.executable, "-c", program], check=True, timeout=120)
+
+
+@pytest.mark.slow
+def test_two_devices_show_what_one_shows(tmp_path, shared_cache):
+    for devices in (1, 2):
+        done = subprocess.run(
+            [
+                sys.executable,
+                str(ROOT / "train.py"),
+                *QUICK,
+                "model.norm=none",
+                "model.zero_init_residual=true",
+                "optimizer.lr=0.01",
+                "callbacks=[default,pictures,ema,early_stopping]",
+                f"data.cache_dir={shared_cache}",
+                f"trainer.devices={devices}",
+                f"hydra.run.dir={tmp_path}/{devices}",
+            ],
+            cwd=tmp_path,
+            capture_output=True,
+            text=True,
+            timeout=300,
+            env={k: v for k, v in os.environ.items() if k != "LOCAL_RANK"},
+        )
+        assert done.returncode == 0, done.stderr
+        assert "could not be drawn" not in done.stdout + done.stderr
+    one, two = tmp_path / "1", tmp_path / "2"
+    assert sorted(p.name for p in one.glob("*.png")) == sorted(f"{name}.png" for name in PICTURES)
+    assert sorted(p.name for p in two.glob("*.png")) == sorted(f"{name}.png" for name in PICTURES)
+    assert (one / "confusion_matrix.csv").read_text() == (two / "confusion_matrix.csv").read_text()
+    of_one, of_two = (table(folder / "grad_norm.csv") for folder in (one, two))
+    assert len(of_one) == len(of_two) == 15
+    for a, b in zip(of_one, of_two, strict=True):
+        assert float(a["norm"]) == pytest.approx(float(b["norm"]), rel=1e-3)
+    drawn = [np.asarray(Image.open(d / "wrong_images.png")).astype(int) for d in (one, two)]
+    assert drawn[0].shape == drawn[1].shape
+    assert (abs(drawn[0] - drawn[1]) > 8).mean() < 0.01
