@@ -5,7 +5,6 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Iterator
 from itertools import pairwise
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -40,6 +39,7 @@ QUICK = (
     "trainer.max_epochs=2",
     "trainer.accelerator=cpu",
     "trainer.precision=32",
+    "trainer.log_every_n_steps=2",
 )
 PICTURES = ("confusion_matrix", "samples", "wrong_images", "grad_norm", "curves")
 
@@ -53,10 +53,13 @@ class Shown(NamedTuple):
 
 
 @pytest.fixture(scope="module")
-def shown(tmp_path_factory: pytest.TempPathFactory, shared_cache: Path) -> Iterator[Shown]:
+def shown(tmp_path_factory: pytest.TempPathFactory, shared_cache: Path) -> Shown:
     run_dir = tmp_path_factory.mktemp("pictures") / "run"
     grids: dict[str, tuple[Tensor, list[str]]] = {}
-    with pytest.MonkeyPatch.context() as patch, initialize_config_dir(str(ROOT / "conf"), "1.3"):
+    overrides = [*QUICK, "callbacks=[default,pictures]", f"data.cache_dir={shared_cache}"]
+    with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
+        cfg = compose("train", overrides=[*overrides, f"run_dir={run_dir}"])
+    with pytest.MonkeyPatch.context() as patch:
         for module, named in ((sample_grid, "sample_grid"), (wrong_images, "wrong_images")):
 
             def watched(images, captions, *args, name=named):
@@ -65,9 +68,7 @@ def shown(tmp_path_factory: pytest.TempPathFactory, shared_cache: Path) -> Itera
                 return picture.grid(images, captions, *args)
 
             patch.setattr(module, "grid", watched)
-        overrides = [*QUICK, "callbacks=[default,pictures]", f"data.cache_dir={shared_cache}"]
-        cfg = compose("train", overrides=[*overrides, f"run_dir={run_dir}"])
-        yield Shown(run_dir, experiment.train(cfg), grids)
+        return Shown(run_dir, experiment.train(cfg), grids)
 
 
 @pytest.fixture
@@ -162,7 +163,7 @@ def test_a_grid_shows_the_pixels_that_came_in():
         lambda: picture.grid(images.expand(2, 3, 8, 8), ["one", "two"], "", mean, std)
     )
     for colour in (255 * colours).round().int().tolist():
-        assert (pixels == np.array(colour)).all(axis=2).sum() > 5000
+        assert (abs(pixels.astype(int) - colour) <= 1).all(axis=2).sum() > 5000
 
 
 def test_the_wrong_images_are_the_surest_mistakes(shown, by_hand):
@@ -448,11 +449,6 @@ def test_a_trial_of_one_batch_takes_all_callbacks(config):
     cfg = config(*QUICK, everything, "trainer.fast_dev_run=true")
     assert experiment.train(cfg)["status"] == "fast_dev_run"
     assert Path(cfg.run_dir, "samples.png").exists()
-
-
-def test_a_run_that_ends_without_pictures_loads_no_matplotlib():
-    program = "import sys; import resnet_lab.experiment; sys.exit('matplotlib' in sys.modules)"
-    subprocess.run([sys.executable, "-c", program], check=True, timeout=120)
 
 
 @pytest.mark.slow

@@ -1,21 +1,18 @@
 """Which classes are taken for which."""
 
-from __future__ import annotations
-
 import csv
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
+from matplotlib.colors import PowerNorm
+from matplotlib.figure import Figure
 from torch import Tensor
 
 from resnet_lab.callbacks.picture import publish, shortened
 from resnet_lab.style import PALETTE, PAPER
-
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
 
 MOST_COUNTS, MOST_NAMES = 20, 100  # classes up to which cells show counts, and axes names
 
@@ -84,13 +81,10 @@ class ConfusionMatrix(Callback):
 
 def draw(counts: np.ndarray, names: list[str]) -> Figure:
     """`counts` int [true, predicted]: cells as shares of their row, and each row's accuracy."""
-    from matplotlib.colors import PowerNorm
-    from matplotlib.figure import Figure
-
     n = len(names)
     shares = counts / counts.sum(axis=1, keepdims=True).clip(min=1)
     # Narrower cells for more classes, but the names must still be read.
-    side = 2.2 + (0.42 * n if n <= MOST_COUNTS else 0.14 * min(n, MOST_NAMES) + 4)
+    side = 2.2 + (0.42 * n if n <= MOST_COUNTS else 0.1 * min(n, MOST_NAMES) + 4)
     figure = Figure(figsize=(1.3 * side + 0.9, side + 0.7), layout="constrained")
     axes, bars = figure.subplots(1, 2, width_ratios=(5, 1), sharey=True)
     # The square root brings out the rare confusions beside a full diagonal.
@@ -101,8 +95,8 @@ def draw(counts: np.ndarray, names: list[str]) -> Figure:
     if n <= MOST_NAMES:
         size = 9 if n <= MOST_COUNTS else max(4.0, 9 - 0.06 * n)
         short = [shortened(name, 18) for name in names]
-        axes.set_xticks(range(n), short, rotation=90, fontsize=size)
-        axes.set_yticks(range(n), short, fontsize=size)
+        axes.set_xticks(range(n), short, rotation=90, fontsize=size, parse_math=False)
+        axes.set_yticks(range(n), short, fontsize=size, parse_math=False)
     axes.tick_params(length=0)
     if n <= MOST_COUNTS:
         for row, column in np.argwhere(counts):

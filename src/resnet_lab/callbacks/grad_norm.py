@@ -1,25 +1,21 @@
 """How large the gradient is, from the first block to the last."""
 
-from __future__ import annotations
-
 import csv
 from collections.abc import Iterator
 from itertools import cycle
 from math import hypot
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
+from matplotlib.figure import Figure
 from torch import Tensor, nn
 from torch.nn.utils import get_total_norm
 from torch.optim import Optimizer
 
 from resnet_lab.callbacks.picture import publish
 from resnet_lab.style import GRID, PALETTE, log_limits
-
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
 
 COLUMNS = ("epoch", "position", "stage", "block", "params", "norm")
 
@@ -149,8 +145,6 @@ def _read(path: Path) -> list[dict[str, str]]:
 
 def draw(rows: list[dict[str, str]]) -> Figure:
     """The rows of grad_norm.csv: left by depth before and after training, right by epoch."""
-    from matplotlib.figure import Figure
-
     epochs = sorted({int(row["epoch"]) for row in rows})
     profiles: dict[int, list[float]] = {epoch: [] for epoch in epochs}
     stages: dict[str, dict[int, list[float]]] = {}
@@ -182,9 +176,9 @@ def draw(rows: list[dict[str, str]]) -> Figure:
     left.set_xlim(0.5, edge)
     left.set_xlabel("blocks, from input to output")
     left.set_ylabel("L2 norm of the gradient")
-    left.set_title("each block")
+    left.set_title("Each block")
     right.set_xlabel("epoch")
-    right.set_title("each stage")
+    right.set_title("Each stage")
     right.xaxis.get_major_locator().set_params(integer=True)
     left.set_yscale("log")
     left.set_ylim(*log_limits(everything))

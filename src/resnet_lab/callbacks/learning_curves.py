@@ -1,18 +1,13 @@
 """Loss and accuracy by epoch, in one picture."""
 
-from __future__ import annotations
-
 import csv
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from lightning.pytorch import Callback, LightningModule, Trainer
+from matplotlib.figure import Figure
 
 from resnet_lab.callbacks.picture import publish
 from resnet_lab.style import MUTED, PALETTE
-
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
 
 Rows = list[dict[str, str]]
 
@@ -33,8 +28,6 @@ class LearningCurves(Callback):
 
 def draw(rows: Rows) -> Figure:
     """The curves of `rows`, as metrics.csv has them: a row an epoch."""
-    from matplotlib.figure import Figure
-
     figure = Figure(figsize=(9, 3.6), layout="constrained")
     left, right = figure.subplots(1, 2)
     best = max(

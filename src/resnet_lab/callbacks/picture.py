@@ -1,24 +1,23 @@
 """Pictures of a run: drawn by the first process, into its folder and onto the board."""
 
-from __future__ import annotations
-
 import logging
 import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+import matplotlib
 import numpy as np
 import torch
 from lightning.pytorch import Trainer
 from lightning.pytorch.loggers import TensorBoardLogger
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from matplotlib.font_manager import get_font_names
 from PIL import Image
 from torch import Tensor
 
 from resnet_lab.style import INK, STYLE
-
-if TYPE_CHECKING:  # matplotlib takes its time; a run that draws nothing shall not load it
-    from matplotlib.figure import Figure
 
 DPI = 150
 # For class names in other scripts: whatever of these the machine has.
@@ -51,10 +50,6 @@ def publish(trainer: Trainer, path: Path, draw: Callable[[], Figure]) -> None:
 
 def _render(draw: Callable[[], Figure]) -> np.ndarray:
     """The picture as uint8 [height, width, 3]."""
-    import matplotlib
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.font_manager import get_font_names
-
     there = set(get_font_names())
     fonts = ["DejaVu Sans", *(font for font in FONTS if font in there)]
     with matplotlib.rc_context({**STYLE, "font.family": fonts}), warnings.catch_warnings():
@@ -79,8 +74,6 @@ def grid(
     columns: int = 8,
 ) -> Figure:
     """Pictures [n, 3, height, width], normalised with `mean` and `std`, each above its caption."""
-    from matplotlib.figure import Figure
-
     columns = min(columns, len(images))
     rows = -(-len(images) // columns)
     shift, scale = (torch.tensor(list(s)).view(3, 1, 1) for s in (mean, std))
@@ -104,6 +97,7 @@ def grid(
             fontsize=7,
             linespacing=1.1,
             color=INK,
+            parse_math=False,  # a class may be called "$"
         )
     axes.set_xlim(0, columns * 1.06 - 0.06)
     axes.set_ylim(rows * pitch, 0)

@@ -51,13 +51,10 @@ class WrongImages(Callback):
     def on_test_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if self._worst is None:
             return
-        # One device: as it was; several: a leading dimension of devices.
-        gathered = (pl_module.all_gather(kept) for kept in self._worst)
-        flat = (
-            g.flatten(0, 1) if g.ndim > k.ndim else g
-            for g, k in zip(gathered, self._worst, strict=True)
-        )
-        confidence, predicted, labels, images = (t.cpu() for t in self._top(*flat))
+        gathered: list[Any] = [pl_module.all_gather(kept) for kept in self._worst]
+        if trainer.world_size > 1:  # a leading dimension of devices
+            gathered = [kept.flatten(0, 1) for kept in gathered]
+        confidence, predicted, labels, images = (t.cpu() for t in self._top(*gathered))
         self._worst = None
         n = int((confidence >= 0).sum())  # the others stand in where fewer are wrong
         if n == 0:

@@ -10,7 +10,7 @@ from statistics import fmean
 import matplotlib
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import FuncFormatter
+from matplotlib.ticker import FuncFormatter, MaxNLocator
 
 from resnet_lab.report.runs import Study, epochs, gradients
 from resnet_lab.report.statistics import Effect, Setting, Spread, Summary, curve, frontier
@@ -372,19 +372,22 @@ def gradient_charts(rows: Sequence[Summary], look: Looks) -> list[Picture]:
                         marker="o" if len(points) <= 30 else "",
                         ms=3,
                     )
-                    axes.set_title(f"{place} stage")
+                    axes.set_title(f"{place.capitalize()} stage, by epoch")
             ends = {max(found) for setting in settings for found in read[setting]}
-            tops[0].set_title("before training")
-            tops[1].set_title(f"epoch {ends.pop()}" if len(ends) == 1 else "last epoch")
+            tops[0].set_title("Before training")
+            tops[1].set_title(f"Epoch {ends.pop()}" if len(ends) == 1 else "Last epoch")
             for axes in (*tops, *bottoms):
                 axes.set_yscale("log")
                 axes.set_ylim(*limits)
-                axes.set_xlabel("block, from input to output" if axes in tops else "epoch")
-                axes.xaxis.get_major_locator().set_params(integer=True)
+                axes.set_xlabel("epoch")
+                axes.xaxis.set_major_locator(MaxNLocator(integer=True))
                 if axes in (tops[0], bottoms[0]):
                     axes.set_ylabel("L2 norm of the gradient")
                 else:
                     axes.tick_params(axis="y", labelleft=False)
+            for axes in tops:
+                axes.set_xlabel("block, from input to output")
+                axes.set_xlim(left=0.5)
             if title:
                 fig.suptitle(title, fontsize=10)
             handles, names = tops[0].get_legend_handles_labels()
