@@ -56,7 +56,8 @@ class LiveBar(ProgressBar):
 
     @staticmethod
     def _epochs(trainer: Trainer) -> int | str:
-        return trainer.max_epochs if (trainer.max_epochs or -1) > 0 else "?"
+        epochs = trainer.max_epochs
+        return epochs if epochs is not None and epochs > 0 else "?"
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
