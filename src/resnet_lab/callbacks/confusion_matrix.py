@@ -84,7 +84,7 @@ def draw(counts: np.ndarray, names: list[str]) -> Figure:
     n = len(names)
     shares = counts / counts.sum(axis=1, keepdims=True).clip(min=1)
     # Narrower cells for more classes, but the names must still be read.
-    side = 2.2 + (0.42 * n if n <= MOST_COUNTS else 0.1 * min(n, MOST_NAMES) + 4)
+    side = 2.2 + 0.42 * n if n <= MOST_COUNTS else 3 + 0.11 * min(n, MOST_NAMES)
     figure = Figure(figsize=(1.3 * side + 0.9, side + 0.7), layout="constrained")
     axes, bars = figure.subplots(1, 2, width_ratios=(5, 1), sharey=True)
     # The square root brings out the rare confusions beside a full diagonal.
@@ -93,7 +93,7 @@ def draw(counts: np.ndarray, names: list[str]) -> Figure:
     axes.set_xlabel("predicted class")
     axes.set_ylabel("true class")
     if n <= MOST_NAMES:
-        size = 9 if n <= MOST_COUNTS else max(4.0, 9 - 0.06 * n)
+        size = 9 if n <= MOST_COUNTS else 9 - 0.03 * n
         short = [shortened(name, 18) for name in names]
         axes.set_xticks(range(n), short, rotation=90, fontsize=size, parse_math=False)
         axes.set_yticks(range(n), short, fontsize=size, parse_math=False)
