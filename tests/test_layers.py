@@ -12,7 +12,7 @@ SOURCE = Path(__file__).resolve().parents[1] / "src" / "resnet_lab"
 # For each module or room: which of ours it may import, and which big libraries. Top to bottom.
 HYDRA, TORCH, LIGHTNING = {"hydra", "omegaconf"}, {"torch"}, {"lightning", "torchmetrics"}
 ROOMS: dict[str, tuple[set[str], set[str]]] = {
-    "cli": ({"bench.run", "config", "report"}, set()),
+    "cli": ({"bench.run", "commands", "config", "report"}, set()),
     "bench.run": ({"bench", "screen"}, set()),
     "bench.show": (set(), set()),
     "bench.process": ({"config"}, set()),
@@ -23,6 +23,11 @@ ROOMS: dict[str, tuple[set[str], set[str]]] = {
     "bench.noise": ({"data.sources"}, set()),
     "bench.gate": (set(), set()),
     "report": ({"report", "screen", "style"}, set()),
+    "commands.summary": (
+        {"config", "experiment", "models", "screen", "sweep.grid"},
+        HYDRA,
+    ),
+    "commands.stats": ({"config", "data", "experiment", "screen"}, set()),
     "sweep.measure": ({"config", "experiment"}, HYDRA | TORCH | LIGHTNING),
     "sweep.server": (set(), set()),
     "sweep": ({"config", "screen", "sweep"}, HYDRA),

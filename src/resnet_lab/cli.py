@@ -51,7 +51,43 @@ def main(arguments: Sequence[str] | None = None) -> int:
     command.add_argument("--port", type=int, default=6006, help="on localhost (6006)")
     command.set_defaults(run=_tensorboard)
 
-    options = parser.parse_args(arguments)
+    command = commands.add_parser(
+        "summary",
+        help="what nets are made of: output, parameters and multiply-adds of every stage",
+        description="A table for each net, or several side by side. No data is read and no weight "
+        "is made, so the largest net takes no longer than the smallest.",
+        epilog="examples:\n"
+        "  resnet-lab summary model=resnet50 --image-size 224 --classes 1000\n"
+        "  resnet-lab summary model=resnet20,resnet56 model.shortcut=A,B   all combinations\n"
+        "Image size and classes are those of the data config (data=digits, where none is named).",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    _add_overrides(command, "a config as for train.py; several values with commas: all of them")
+    command.add_argument("--image-size", type=int, metavar="PIXELS", help="side of the images")
+    command.add_argument("--classes", type=int, metavar="N", help="the size of the logits")
+    command.set_defaults(run=_summary)
+
+    command = commands.add_parser(
+        "stats",
+        help="what is in a data set: classes, mean and std, sizes, duplicates, broken files",
+        description="Looks at every image of a data config, in all its splits. Prints a summary, "
+        "and writes all of it as JSON into data.cache_dir; nothing is written where the images "
+        "are. Duplicates are images with the same pixels. Broken files are a finding, no error: "
+        "the exit status is 0.",
+        epilog="examples:\n"
+        "  resnet-lab stats data=imagefolder data.root=path/to/images\n"
+        "  resnet-lab stats data=cifar10",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    _add_overrides(command, "a data config as for train.py")
+    command.set_defaults(run=_stats)
+
+    options, more = parser.parse_known_args(arguments)
+    # argparse takes what follows an option for no part of the list before it.
+    if more and hasattr(options, "overrides") and not any(word.startswith("-") for word in more):
+        options.overrides += more
+    elif more:
+        parser.error(f"unrecognized arguments: {' '.join(more)}")
     from resnet_lab.config import one_sentence_errors
 
     try:
@@ -60,6 +96,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         return 130
     return status
+
+
+def _add_overrides(command: argparse.ArgumentParser, help: str) -> None:
+    command.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help=help)
 
 
 def _bench(options: argparse.Namespace) -> int:
@@ -80,6 +120,20 @@ def _tensorboard(options: argparse.Namespace) -> int:
     from resnet_lab.report.tensorboard import open_board
 
     open_board(options.path, options.port)
+
+
+def _summary(options: argparse.Namespace) -> int:
+    from resnet_lab.commands.summary import summary
+
+    summary(options.overrides, options.image_size, options.classes)
+    return 0
+
+
+def _stats(options: argparse.Namespace) -> int:
+    from resnet_lab.commands.stats import stats
+
+    stats(options.overrides)
+    return 0
 
 
 if __name__ == "__main__":

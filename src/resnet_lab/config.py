@@ -13,7 +13,7 @@ import os
 import re
 import sys
 import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -26,7 +26,7 @@ from hydra.errors import (
     OverrideParseException,
 )
 from hydra.experimental.callback import Callback
-from omegaconf import DictConfig, ListConfig, OmegaConf
+from omegaconf import DictConfig, ListConfig, OmegaConf, open_dict
 from omegaconf.errors import OmegaConfBaseException
 
 from resnet_lab.models import family
@@ -193,6 +193,25 @@ def _plain(cfg: DictConfig, key: str) -> Any:
     if isinstance(value, DictConfig | ListConfig):
         return OmegaConf.to_container(value, resolve=True)
     return value
+
+
+def composed(overrides: Sequence[str]) -> tuple[DictConfig, dict[str, str]]:
+    """What `python train.py` with these overrides would run, and the choice of every group.
+
+    Nothing is checked yet, and `run_dir` is left to be set. ValueError where an override gives
+    several values, else Hydra's own errors.
+    """
+    from hydra import compose, initialize_config_dir
+
+    for override in OverridesParser.create().parse_overrides(list(overrides)):
+        if override.is_sweep_override():
+            raise ValueError(f"{override.input_line}: give one value; this command takes no more.")
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        cfg = compose("train", overrides=list(overrides), return_hydra_config=True)
+    choices = {str(group): str(choice) for group, choice in cfg.hydra.runtime.choices.items()}
+    with open_dict(cfg):
+        del cfg["hydra"]
+    return cfg, choices
 
 
 def check(cfg: DictConfig) -> None:

@@ -35,6 +35,7 @@ from resnet_lab.callbacks.epoch_log import EpochLog
 from resnet_lab.classifier import Classifier
 from resnet_lab.config import typed, undivided
 from resnet_lab.data.datamodule import ImageDataModule
+from resnet_lab.data.sources import Source
 from resnet_lab.models.complexity import Complexity, count
 from resnet_lab.screen import duration
 
@@ -117,6 +118,19 @@ def build(cfg: DictConfig) -> Parts:
     if cfg.data.batch_size % trainer.world_size:  # trainer.devices=auto: known only now
         raise ValueError(undivided(cfg.data.batch_size, trainer.world_size))
     return Parts(cfg, datamodule, net, classifier, trainer, count(net, datamodule.image_size))
+
+
+def outline(cfg: DictConfig) -> nn.Module:
+    """The net of `cfg` without its weights, on torch's meta device: shapes and no numbers."""
+    with torch.device("meta"):
+        net: nn.Module = instantiate(cfg.model)
+    return net
+
+
+def source(cfg: DictConfig) -> Source:
+    """Where the images of `cfg` come from; nothing is decoded yet."""
+    images: Source = instantiate(cfg.data.source, _convert_="all")
+    return images
 
 
 def keep_freed_memory() -> None:

@@ -113,3 +113,11 @@ def onecycle(
         return low + (1 - low) * 0.5 * (1 + math.cos(math.pi * done))
 
     return LambdaLR(optimizer, factor)
+
+
+def exponential(
+    optimizer: Optimizer, total_steps: int, steps_per_epoch: int, start: float, final: float
+) -> LambdaLR:
+    """From `start` at the first step to `final` at the last, by the same ratio every step."""
+    ratio = (final / start) ** (1 / max(1, total_steps - 1))
+    return LambdaLR(optimizer, lambda step: start * ratio**step)

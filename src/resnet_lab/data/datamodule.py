@@ -324,8 +324,16 @@ def channel_statistics(blocks: Iterable[np.ndarray]) -> tuple[list[float], list[
     for block in blocks:
         for channel in range(3):
             counts[channel] += np.bincount(block[..., channel].ravel(), minlength=256)
+    return level_statistics(counts / counts.sum(axis=1, keepdims=True))
+
+
+def level_statistics(share: np.ndarray) -> tuple[list[float], list[float]]:
+    """Mean and standard deviation of each channel, from how frequent each level is.
+
+    Args:
+        share: float64 [3, 256], of the levels 0 to 255, which stand for 0 to 1; rows sum to 1.
+    """
     levels = np.arange(256) / 255
-    share = counts / counts.sum(axis=1, keepdims=True)
     mean = share @ levels
     variance = (share * (levels - mean[:, None]) ** 2).sum(axis=1)
     # A channel that is the same everywhere says nothing; it must not be divided by zero.

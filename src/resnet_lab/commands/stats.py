@@ -1,0 +1,291 @@
+"""`resnet-lab stats`: what is in a data set, and what is wrong with it."""
+
+import hashlib
+import os
+from collections import Counter, defaultdict
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image, UnidentifiedImageError
+from rich import box
+from rich.table import Table
+
+from resnet_lab.config import check, composed
+from resnet_lab.data.cache import progress
+from resnet_lab.data.decode import to_rgb
+from resnet_lab.data.sources import ImageFolder, Source, digest
+from resnet_lab.screen import console
+
+CHUNK = 64  # images that a thread looks at before it says what it found
+MOST_THREADS = 8
+MOST_CLASSES = 20  # rows on the screen; all are in the file
+MOST_LINES = 10  # of broken files and of duplicates on the screen; all are in the file
+MOST_SIZES = 5
+
+
+@dataclass
+class Found:
+    """What was seen in some images of one split."""
+
+    formats: Counter[str] = field(default_factory=Counter)
+    modes: Counter[str] = field(default_factory=Counter)
+    sizes: Counter[tuple[int, int]] = field(default_factory=Counter)  # width, height
+    # By number of pixels: how often each level of each channel occurs, int64 [768].
+    levels: dict[int, np.ndarray] = field(default_factory=dict)
+    pixels: list[tuple[int, bytes]] = field(default_factory=list)  # index, digest of the picture
+    broken: list[tuple[int, str]] = field(default_factory=list)  # index, reason
+
+    def add(self, other: "Found") -> None:
+        for mine, theirs in (
+            (self.formats, other.formats),
+            (self.modes, other.modes),
+            (self.sizes, other.sizes),
+        ):
+            mine.update(theirs)  # type: ignore[arg-type]
+        for area, levels in other.levels.items():
+            self.levels[area] = self.levels.get(area, 0) + levels
+        self.pixels += other.pixels
+        self.broken += other.broken
+
+
+def stats(overrides: Sequence[str]) -> Path:
+    """Look at every image of the data config, print what is there, and write it as JSON.
+
+    The file lies in `data.cache_dir`, under a name that changes with the data; its path is
+    returned. Nothing is written where the images are. ValueError where the config is wrong or the
+    folder has not the form that a data set must have; a broken image is no error but a finding.
+    """
+    cfg, choices = composed(overrides)
+    check(cfg)
+
+    from resnet_lab import experiment  # imports torch: only once the config is known to be good
+
+    source = experiment.source(cfg)
+    result = {"data": choices["data"], "root": cfg.data.get("root"), **examine(source)}
+    key = digest(*(source.fingerprint(split) for split in source.splits))
+    path = Path(cfg.data.cache_dir, f"stats-{choices['data']}-{key}.json")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        experiment.write_json(path, result)
+    except OSError as error:
+        raise ValueError(
+            f"cannot write {path} ({error.strerror}); set data.cache_dir to a writable folder."
+        ) from error
+    show(result)
+    console.print(f"written to  {path}", soft_wrap=True)
+    return path
+
+
+def examine(source: Source) -> dict[str, Any]:
+    """All that `stats` writes about the images themselves, ready for JSON.
+
+    mean, std: of each channel over the training images, for pixels from 0 to 1, each image with
+        the same weight whatever its size; None where no training image can be read.
+    sizes, formats, modes: over all splits; formats are None's for images that come as arrays.
+    duplicates: groups of images whose pixels are the same, whatever their files look like.
+    """
+    from resnet_lab.data.datamodule import level_statistics
+
+    found = {split: _inspect_all(source, split) for split in source.splits}
+    names = source.class_names
+    splits: dict[str, Any] = {}
+    whole = Found()
+    groups: dict[bytes, list[dict[str, str]]] = defaultdict(list)
+    broken: list[dict[str, str]] = []
+    for split, seen in found.items():
+        labels = source.labels(split)
+        counts = np.bincount(labels, minlength=len(names)).tolist()
+        splits[split] = {
+            "images": len(labels),
+            "broken": len(seen.broken),
+            "imbalance": round(max(counts) / min(counts), 4) if min(counts) else None,
+            "classes": dict(zip(names, counts, strict=True)),
+        }
+        for index, picture in seen.pixels:
+            image = source.describe(split, index)
+            groups[picture].append({"image": image, "split": split, "class": names[labels[index]]})
+        broken += [
+            {"image": source.describe(split, index), "split": split, "reason": reason}
+            for index, reason in seen.broken
+        ]
+        whole.add(seen)
+
+    mean = std = None
+    train = found["train"].levels
+    if train:
+        images = sum(int(levels[:256].sum()) // area for area, levels in train.items())
+        share = np.sum([levels / area for area, levels in train.items()], axis=0) / images
+        mean, std = level_statistics(share.reshape(3, 256))
+    duplicates = [group for group in groups.values() if len(group) > 1]
+    return {
+        "splits": splits,
+        "mean": mean,
+        "std": std,
+        "sizes": _sizes(whole.sizes),
+        "formats": dict(whole.formats.most_common()),
+        "modes": dict(whole.modes.most_common()),
+        "duplicates": {
+            "groups": len(duplicates),
+            "surplus": sum(len(group) - 1 for group in duplicates),
+            "across_splits": sum(len({d["split"] for d in group}) > 1 for group in duplicates),
+            "across_classes": sum(len({d["class"] for d in group}) > 1 for group in duplicates),
+            "images": duplicates,
+        },
+        "broken": broken,
+    }
+
+
+def _sizes(sizes: Counter[tuple[int, int]]) -> dict[str, Any]:
+    def spread(side: int) -> dict[str, float]:
+        values = np.repeat([size[side] for size in sizes], list(sizes.values()))
+        return {
+            "min": int(values.min()),
+            "median": float(np.median(values)),
+            "max": int(values.max()),
+        }
+
+    return {
+        "different": len(sizes),
+        **({"width": spread(0), "height": spread(1)} if sizes else {}),
+        "most_common": [
+            {"width": width, "height": height, "images": images}
+            for (width, height), images in sizes.most_common(MOST_SIZES)
+        ],
+    }
+
+
+# ------------------------------------------------------------------ looking at images
+
+
+def _inspect_all(source: Source, split: str) -> Found:
+    n = len(source.labels(split))
+    chunks = [range(i, min(i + CHUNK, n)) for i in range(0, n, CHUNK)]
+    whole = Found()
+    # PIL lets go of the interpreter while it decodes: threads serve photographs well.
+    with ThreadPoolExecutor(max_workers=min(MOST_THREADS, os.cpu_count() or 1)) as pool:
+        try:
+            results = pool.map(partial(_inspect, source, split), chunks)
+            for found in progress(results, len(chunks), f"looking at {n} images of {split}"):
+                whole.add(found)
+        finally:
+            pool.shutdown(wait=False, cancel_futures=True)  # Ctrl-C need not wait for the rest
+    return whole
+
+
+def _inspect(source: Source, split: str, indices: Sequence[int]) -> Found:
+    found = Found()
+    for index in indices:
+        try:
+            if isinstance(source, ImageFolder):
+                with Image.open(os.path.join(source.root, source.describe(split, index))) as image:
+                    form, mode = image.format or "unknown", image.mode
+                    rgb = to_rgb(image)
+            else:
+                rgb = source.read(split, index)
+                form, mode = "array", rgb.mode
+        except Exception as error:  # a damaged file raises anything: PIL's plugins promise nothing
+            found.broken.append((index, _reason(source, split, index, error)))
+            continue
+        found.formats[form] += 1
+        found.modes[mode] += 1
+        found.sizes[rgb.size] += 1
+        area = rgb.width * rgb.height
+        found.levels[area] = found.levels.get(area, 0) + np.array(rgb.histogram())
+        picture = hashlib.blake2b(repr(rgb.size).encode() + rgb.tobytes(), digest_size=16)
+        found.pixels.append((index, picture.digest()))
+    return found
+
+
+def _reason(source: Source, split: str, index: int, error: Exception) -> str:
+    if isinstance(source, ImageFolder) and isinstance(error, UnidentifiedImageError):
+        empty = not os.path.getsize(os.path.join(source.root, source.describe(split, index)))
+        return "the file is empty" if empty else "its content is no image that Pillow knows"
+    return str(error) or type(error).__name__
+
+
+# ------------------------------------------------------------------ on the screen
+
+
+def show(result: dict[str, Any]) -> None:
+    """Print what `examine` found, the longest lists cut short."""
+    where = f" in {result['root']}" if result.get("root") else ""
+    splits = result["splits"]
+    console.print(f"data        {result['data']}{where}", soft_wrap=True)
+    console.print(_classes(splits))
+
+    lines: list[tuple[str, str]] = []
+    for name in ("mean", "std"):
+        if result[name] is not None:
+            values = ",".join(f"{value:.4f}" for value in result[name])
+            lines.append((name, f"data.{name}=[{values}]"))
+    sizes = result["sizes"]
+    if "width" in sizes:
+        lines += [(side, _range(sizes[side])) for side in ("width", "height")]
+        common = ", ".join(
+            f"{s['width']} x {s['height']} ({s['images']:,})" for s in sizes["most_common"]
+        )
+        lines.append(("sizes", f"{sizes['different']:,} different; most common: {common}"))
+    for name in ("formats", "modes"):
+        lines.append((name, ", ".join(f"{k} ({n:,})" for k, n in result[name].items()) or "none"))
+    lines.append(("duplicates", _duplicates(result["duplicates"])))
+    groups = result["duplicates"]["images"]
+    # What is in training and in test, or under two classes, matters most.
+    groups = sorted(groups, key=lambda g: (-len({(d["split"], d["class"]) for d in g}), -len(g)))
+    lines += [("", " = ".join(d["image"] for d in group)) for group in groups[:MOST_LINES]]
+    lines += _rest(len(groups), "groups")
+    broken = result["broken"]
+    lines.append(("broken", f"{len(broken):,} images cannot be read" if broken else "none"))
+    lines += [("", f"{b['image']}: {b['reason']}") for b in broken[:MOST_LINES]]
+    lines += _rest(len(broken), "images")
+    for name, text in lines:
+        console.print(f"{name:<12}{text}", soft_wrap=True)
+
+
+def _classes(splits: dict[str, Any]) -> Table:
+    """A row for each class, and below it what they come to."""
+    table = Table(box=box.SIMPLE_HEAD, show_footer=True)
+    table.add_column("class", "images\nmost / fewest")
+    for split, figures in splits.items():
+        ratio = figures["imbalance"]
+        table.add_column(
+            split,
+            f"{figures['images']:,}\n{'-' if ratio is None else f'{ratio:.2f}'}",
+            justify="right",
+        )
+    train = splits["train"]["classes"]
+    names = list(train)
+    if len(names) > MOST_CLASSES:
+        names = sorted(names, key=lambda name: -train[name])
+    half = MOST_CLASSES // 2
+    for name in names if len(names) <= MOST_CLASSES else names[:half]:
+        table.add_row(name, *(f"{s['classes'][name]:,}" for s in splits.values()))
+    if len(names) > MOST_CLASSES:
+        table.add_row(f"... {len(names) - 2 * half:,} more")
+        for name in names[-half:]:
+            table.add_row(name, *(f"{s['classes'][name]:,}" for s in splits.values()))
+    return table
+
+
+def _range(spread: dict[str, float]) -> str:
+    if spread["min"] == spread["max"]:
+        return f"{spread['min']} pixels"
+    return f"{spread['min']} to {spread['max']} pixels, median {spread['median']:g}"
+
+
+def _duplicates(duplicates: dict[str, Any]) -> str:
+    if not duplicates["groups"]:
+        return "none (no two images have the same pixels)"
+    return (
+        f"{duplicates['groups']:,} groups of images with the same pixels, {duplicates['surplus']:,}"
+        f" images too many; {duplicates['across_splits']:,} groups across splits, "
+        f"{duplicates['across_classes']:,} across classes"
+    )
+
+
+def _rest(n: int, what: str) -> list[tuple[str, str]]:
+    return [("", f"... and {n - MOST_LINES:,} more {what}")] if n > MOST_LINES else []
