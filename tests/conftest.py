@@ -1,5 +1,7 @@
 """Fixtures shared by all rooms."""
 
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -29,3 +31,18 @@ def config(tmp_path: Path, shared_cache: Path) -> Callable[..., DictConfig]:
             )
 
     return composed
+
+
+@pytest.fixture
+def refused() -> Callable[..., str]:
+    """`refused("summary", "model=resnet2")`: what resnet-lab says of a mistake, without torch."""
+    program = "import sys; sys.modules['torch'] = None; from resnet_lab.cli import main; main()"
+
+    def message(*arguments: str) -> str:
+        command = [sys.executable, "-c", program, *arguments]
+        done = subprocess.run(command, capture_output=True, text=True, timeout=60)
+        assert done.returncode == 1, done.stderr
+        assert done.stderr.startswith("error: ")
+        return done.stderr.removeprefix("error: ")
+
+    return message

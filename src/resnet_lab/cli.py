@@ -82,6 +82,31 @@ def main(arguments: Sequence[str] | None = None) -> int:
     _add_overrides(command, "a data config as for train.py")
     command.set_defaults(run=_stats)
 
+    command = commands.add_parser(
+        "find-lr",
+        help="a learning rate for a config, from one short training with a rising one",
+        description="The learning-rate range test (Smith 2017, arXiv 1506.01186, section 3.3): "
+        "the rate rises by the same ratio at every step, all else is as in training. Suggests the "
+        "rate where the smoothed loss falls fastest, and draws the curve, into "
+        "outputs/find_lr/<date>_<time>-<model>-<data>/. With scheduler=onecycle it is the "
+        "peak that is suggested. The same command gives the same curve; other seeds, others.",
+        epilog="examples:\n"
+        "  resnet-lab find-lr model=resnet20 data=cifar10\n"
+        "  resnet-lab find-lr model=resnet56 data=digits optimizer=adamw --to 1 --steps 200",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    _add_overrides(command, "a config as for train.py")
+    command.add_argument(
+        "--from", type=float, default=1e-6, metavar="LR", dest="low", help="the first (1e-6)"
+    )
+    command.add_argument(
+        "--to", type=float, default=10.0, metavar="LR", dest="high", help="the last (10)"
+    )
+    command.add_argument(
+        "--steps", type=int, default=100, metavar="N", help="unless the loss explodes before (100)"
+    )
+    command.set_defaults(run=_find_lr)
+
     options, more = parser.parse_known_args(arguments)
     # argparse takes what follows an option for no part of the list before it.
     if more and hasattr(options, "overrides") and not any(word.startswith("-") for word in more):
@@ -133,6 +158,13 @@ def _stats(options: argparse.Namespace) -> int:
     from resnet_lab.commands.stats import stats
 
     stats(options.overrides)
+    return 0
+
+
+def _find_lr(options: argparse.Namespace) -> int:
+    from resnet_lab.commands.find_lr import find_lr
+
+    find_lr(options.overrides, options.low, options.high, options.steps)
     return 0
 
 

@@ -205,7 +205,7 @@ def composed(overrides: Sequence[str]) -> tuple[DictConfig, dict[str, str]]:
 
     for override in OverridesParser.create().parse_overrides(list(overrides)):
         if override.is_sweep_override():
-            raise ValueError(f"{override.input_line}: give one value; this command takes no more.")
+            raise ValueError(f"{override.input_line}: give one value alone.")
     with initialize_config_dir(str(CONF), version_base="1.3"):
         cfg = compose("train", overrides=list(overrides), return_hydra_config=True)
     choices = {str(group): str(choice) for group, choice in cfg.hydra.runtime.choices.items()}
