@@ -52,6 +52,7 @@ ROOMS: dict[str, tuple[set[str], set[str]]] = {
     "data.plan": (set(), set()),
     "data.augment": (set(), TORCH),
     "models.family": (set(), set()),
+    "models.pretrained": (set(), TORCH | {"torchvision"}),
     "models": ({"models"}, TORCH),
 }
 WATCHED = HYDRA | TORCH | LIGHTNING | {"torchvision", "sklearn", "tensorboard", "pandas"}

@@ -64,12 +64,14 @@ class Classifier(LightningModule):
         num_classes: int,
         label_smoothing: float = 0.0,
         decay_norm_and_bias: bool = True,
+        trunk_lr_scale: float = 1.0,
     ) -> None:
         super().__init__()
         self.net = net
         self.num_classes = num_classes
         self.label_smoothing = label_smoothing
         self.decay_norm_and_bias = decay_norm_and_bias
+        self.trunk_lr_scale = trunk_lr_scale
         self._optimizer = optimizer
         self._scheduler = scheduler
         self.train_tally, self.val_tally, self.test_tally = Tally(), Tally(), Tally()
@@ -118,6 +120,8 @@ class Classifier(LightningModule):
         optimizer = self._optimizer(self.parameter_groups())
         # Where max_epochs is -1 the steps are known without them, and Lightning loads none.
         self.trainer.fit_loop.setup_data()
+        for group in optimizer.param_groups:
+            group["lr"] *= group.get("lr_scale", 1.0)
         total_steps = self.trainer.estimated_stepping_batches
         batches = self.trainer.num_training_batches
         steps_per_epoch = math.ceil(batches / self.trainer.accumulate_grad_batches)
@@ -128,11 +132,21 @@ class Classifier(LightningModule):
         }
 
     def parameter_groups(self) -> list[dict[str, Any]]:
-        """Trainable parameters; those of one dimension apart where they shall not decay."""
-        parameters = [p for p in self.net.parameters() if p.requires_grad]
+        """All parameters: head and trunk apart where their learning rates differ, and those of one
+        dimension apart where they shall not decay.
+
+        Frozen ones, too: optimizers pass over what has no gradient, and they may have one later.
+        """
+        groups: list[dict[str, Any]] = [{"params": list(self.net.parameters())}]
+        if self.trunk_lr_scale != 1.0:
+            head = list(self.net.head.parameters())  # type: ignore[union-attr]
+            ids = {id(p) for p in head}
+            trunk = [p for p in self.net.parameters() if id(p) not in ids]
+            groups = [{"params": head}, {"params": trunk, "lr_scale": self.trunk_lr_scale}]
         if self.decay_norm_and_bias:
-            return [{"params": parameters}]
+            return groups
         return [
-            {"params": [p for p in parameters if p.ndim > 1]},
-            {"params": [p for p in parameters if p.ndim <= 1], "weight_decay": 0.0},
+            {**group, "params": [p for p in group["params"] if (p.ndim > 1) == decays], **decay}
+            for group in groups
+            for decays, decay in ((True, {}), (False, {"weight_decay": 0.0}))
         ]

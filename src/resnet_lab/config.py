@@ -34,6 +34,7 @@ from resnet_lab.models import family
 SOURCE_FOLDER = Path(__file__).resolve().parent
 CONF = SOURCE_FOLDER.parents[1] / "conf"
 
+PRETRAINED = "resnet_lab.models.pretrained.Pretrained"
 EXTRAS = {"wandb", "mlflow"}  # loggers whose packages are optional extras of ours
 PRECISIONS = ("auto", "32", "bf16-mixed", "16-mixed", "64", "bf16-true", "16-true", "32-true")
 
@@ -97,6 +98,17 @@ RULES: dict[str, Rule] = {
     ),
     "classifier.label_smoothing": _SHARE,
     "classifier.decay_norm_and_bias": _YES_NO,
+    "classifier.trunk_lr_scale": _POSITIVE,
+    "model.freeze": (
+        lambda v: v in ("all", "none") or (_whole(v) and v >= 1),
+        "all, none or a number of stages from 1 on",
+    ),
+    "model.head": (
+        lambda v: isinstance(v, list) and all(_whole(x) and x >= 1 for x in v),
+        "a list of whole numbers of 1 or more, such as [4096,4096], or []",
+    ),
+    "model.dropout": _SHARE,
+    "callbacks.unfreeze.after_epochs": _COUNT,
     "data.batch_size": _COUNT,
     "data.eval_batch_size": _or_null(_COUNT),
     "data.num_classes": _or_null((lambda v: _whole(v) and v >= 2, "a whole number of 2 or more")),
@@ -277,6 +289,11 @@ def _contradictions(cfg: DictConfig) -> Iterator[str]:
     except ValueError as error:
         yield f"model.{error}"
 
+    try:
+        trunk_run(cfg)
+    except ValueError as error:
+        yield str(error)
+
     root = cfg.data.get("root")
     if _plain(cfg, "data.source._target_").endswith(".ImageFolder"):
         for folder in (Path(root), Path(root, "train"), Path(root, "test")):
@@ -313,6 +330,39 @@ def _contradictions(cfg: DictConfig) -> Iterator[str]:
     size = cfg.data.image_size
     if size is not None and cfg.data.cutout > size:
         yield f"data.cutout={cfg.data.cutout}: larger than the image ({size} pixels)."
+
+
+def trunk_run(cfg: DictConfig) -> DictConfig | None:
+    """The config of the run whose folder `model.trunk` names; None where it names none.
+
+    ValueError where that folder holds no run, or its net is none of ours: what a stranger's config
+    names as a net would be called.
+    """
+    trunk = OmegaConf.select(cfg, "model.trunk")
+    if cfg.model._target_ != PRETRAINED or not isinstance(trunk, str):
+        return None
+    described = Path(trunk, "config.yaml")
+    if not described.exists():
+        if "/" in trunk:
+            raise ValueError(f"model.trunk={trunk}: there is no run in it (no config.yaml).")
+        return None
+    run = OmegaConf.load(described)
+    for target in _targets(OmegaConf.to_container(run.model, resolve=False)):
+        if not re.fullmatch(r"resnet_lab\.models\.\w+\.\w+", str(target)):
+            raise ValueError(
+                f"model.trunk={trunk}: its net is {target}; only nets of resnet_lab.models can be "
+                "trunks."
+            )
+    assert isinstance(run, DictConfig)
+    return run
+
+
+def _targets(node: Any) -> Iterator[Any]:
+    children = node.values() if isinstance(node, dict) else node if isinstance(node, list) else ()
+    if isinstance(node, dict) and "_target_" in node:
+        yield node["_target_"]
+    for child in children:
+        yield from _targets(child)
 
 
 def undivided(batch_size: int, ranks: int) -> str:

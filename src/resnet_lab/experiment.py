@@ -33,10 +33,11 @@ from resnet_lab.callbacks.compile_net import CompileNet
 from resnet_lab.callbacks.confusion_matrix import ConfusionMatrix
 from resnet_lab.callbacks.epoch_log import EpochLog
 from resnet_lab.classifier import Classifier
-from resnet_lab.config import typed, undivided
+from resnet_lab.config import PRETRAINED, trunk_run, typed, undivided
 from resnet_lab.data.datamodule import ImageDataModule
 from resnet_lab.data.sources import Source
 from resnet_lab.models.complexity import Complexity, count
+from resnet_lab.models.pretrained import Pretrained, preprocessing
 from resnet_lab.screen import duration
 
 FUSED = {"torch.optim.SGD", "torch.optim.Adam", "torch.optim.AdamW"}
@@ -73,6 +74,8 @@ def build(cfg: DictConfig) -> Parts:
         if cfg.data.get(key) is not None:
             cfg.data[key] = os.path.abspath(cfg.data[key])
     cfg.trainer.precision = resolve_precision(cfg.trainer.precision, cfg.trainer.accelerator)
+    if cfg.model._target_ == PRETRAINED:
+        _follow_trunk(cfg)
     datamodule: ImageDataModule = instantiate(cfg.data, _convert_="all")
     datamodule.setup("fit")
     cfg.data.num_classes = datamodule.num_classes
@@ -96,6 +99,8 @@ def build(cfg: DictConfig) -> Parts:
 
     seed_everything(cfg.seed, verbose=False)
     net: nn.Module = instantiate(cfg.model).to(memory_format=torch.channels_last)
+    if isinstance(net, Pretrained) and not cfg.resume:
+        net.load_weights()
     classifier: Classifier = instantiate(
         cfg.classifier,
         net=net,
@@ -131,6 +136,30 @@ def source(cfg: DictConfig) -> Source:
     """Where the images of `cfg` come from; nothing is decoded yet."""
     images: Source = instantiate(cfg.data.source, _convert_="all")
     return images
+
+
+def _follow_trunk(cfg: DictConfig) -> None:
+    """Write into `cfg` what the trunk of a pretrained net decides, and nothing else does.
+
+    A run's folder as trunk becomes that run's net and checkpoint. Images come as the trunk was
+    trained with them, where `cfg` leaves their size, or their mean and std, open.
+    """
+    trunk, run = cfg.model.trunk, trunk_run(cfg)
+    if run is not None and cfg.model.weights == "DEFAULT":
+        cfg.model.weights = f"{trunk}/checkpoints/best.ckpt"
+    if cfg.model.weights not in (None, "DEFAULT"):
+        cfg.model.weights = os.path.abspath(cfg.model.weights)
+    if run is not None:
+        cfg.model.trunk = run.model.trunk if run.model._target_ == PRETRAINED else run.model
+        images = {key: run.data[key] for key in ("image_size", "mean", "std")}
+    elif isinstance(trunk, str):
+        images = preprocessing(trunk)._asdict()
+    else:
+        return  # the config of a run: all of this is written there
+    if cfg.data.image_size is None:
+        cfg.data.image_size = images["image_size"]
+    if cfg.data.mean is None and cfg.data.std is None:
+        cfg.data.mean, cfg.data.std = images["mean"], images["std"]
 
 
 def keep_freed_memory() -> None:
@@ -303,10 +332,12 @@ def _begin(parts: Parts, run_dir: Path, result: dict[str, Any]) -> None:
     for logger in parts.trainer.loggers:
         if isinstance(logger, Board) and not cfg.resume:
             logger.log_config(text)
+    learning = sum(p.numel() for p in parts.net.parameters() if p.requires_grad)
+    frozen = f" ({learning:,} of them learn)" if learning < result["params"] else ""
     ranks = parts.trainer.world_size
     share = f" ({cfg.data.batch_size // ranks} on each of {ranks} devices)" if ranks > 1 else ""
     lines = {
-        "net": f"{result['model']}: {result['params']:,} parameters, "
+        "net": f"{result['model']}: {result['params']:,} parameters{frozen}, "
         f"{result['macs'] / 1e6:,.2f} M multiply-adds",
         "data": f"{result['data']}: {data.num_classes} classes, {data.image_size} pixels, "
         f"{data.n_train:,} train, {data.n_val:,} val, {data.n_test:,} test images",
@@ -432,6 +463,8 @@ def known_warnings() -> Iterator[None]:
             r".*Trying to infer the `batch_size`.*",
             # After a resume it is as it should be; otherwise the folder is new.
             r".*Checkpoint directory .* exists and is not empty.*",
+            # What is frozen of a pretrained net shall be.
+            r"Found \d+ module\(s\) in eval mode at the start of training.*",
             # Lightning 2.6 under torch 2.15.
             r".*isinstance\(treespec, LeafSpec\)` is deprecated.*",
         ):
