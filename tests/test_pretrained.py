@@ -389,12 +389,24 @@ def test_the_trunk_learns_at_a_rate_of_its_own_all_along_the_schedule(config, tr
 UNFREEZE = ("callbacks=[default,unfreeze]", "callbacks.unfreeze.after_epochs=1")
 
 
+# An epoch has 4 steps. Resumed from the end of the first epoch, of the second, from within it.
 @pytest.mark.parametrize(
-    "stop_at", [4, 6]
-)  # an epoch has 4 steps: just before it is unfrozen, after
-def test_unfreezing_at_an_epoch_also_after_a_resume(config, trunk_run, tmp_path, stop_at):
+    ("stop_at", "saves"),
+    [
+        (5, ()),
+        (9, ()),
+        (
+            7,
+            (
+                "+callbacks.last.every_n_train_steps=6",
+                "callbacks.last.save_on_train_epoch_end=null",
+            ),
+        ),
+    ],
+)
+def test_unfreezing_at_an_epoch_also_after_a_resume(config, trunk_run, tmp_path, stop_at, saves):
     asked = ("model=pretrained", f"model.trunk={trunk_run}", *SHORT, *UNFREEZE, "optimizer=adam")
-    asked = (*asked, "trainer.max_epochs=3", "classifier.trunk_lr_scale=0.1")
+    asked = (*asked, *saves, "trainer.max_epochs=3", "classifier.trunk_lr_scale=0.1")
     weights = checkpoint_io.load(trunk_run / "checkpoints" / "best.ckpt")["state_dict"]
     stem = "stem.0.weight"
     seen: list[bool] = []
@@ -406,7 +418,7 @@ def test_unfreezing_at_an_epoch_also_after_a_resume(config, trunk_run, tmp_path,
         seen.append(torch.equal(pl_module.net.trunk.get_parameter(stem), weights[f"net.{stem}"]))
 
     def stop(self, trainer, *_):
-        if trainer.global_step == stop_at + 1:
+        if trainer.global_step == stop_at:
             raise Stop
 
     hook = "resnet_lab.callbacks.live_bar.LiveBar.on_train_batch_end"
