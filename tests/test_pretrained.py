@@ -109,9 +109,9 @@ def test_freezing_more_than_there_is(freeze):
         Pretrained(trunk="resnet18", num_classes=10, freeze=freeze)
 
 
-def test_unknown_trunks_and_trunks_without_a_linear_layer():
+def test_unknown_trunks_and_trunks_without_a_linear_layer(config):
     with pytest.raises(ValueError, match=r"resnet81: neither .* resnet1.* nor a run folder"):
-        Pretrained(trunk="resnet81", num_classes=10)
+        experiment.build(config("model=pretrained", "model.trunk=resnet81"))
     with pytest.raises(ValueError, match="no linear layer"), torch.device("meta"):
         Pretrained(trunk="squeezenet1_1", num_classes=10)
 
@@ -326,9 +326,12 @@ def test_a_random_trunk_is_the_same_net_with_other_weights(config, trunk_run):
 def test_trunks_that_cannot_be(config, tmp_path):
     with pytest.raises(ValueError, match="no run in it"):
         check(config("model=pretrained", f"model.trunk={tmp_path}/nowhere"))
+    (tmp_path / "config.yaml").write_text("lr: 1")
+    with pytest.raises(ValueError, match="not the config of a run"):
+        check(config("model=pretrained", f"model.trunk={tmp_path}"))
     for target in ("os.mkdir", "resnet_lab.models.pretrained.torch.hub.load"):
         for model in ({"_target_": target}, {"_target_": "x", "a": [{"_target_": target}]}):
-            OmegaConf.save({"model": model}, tmp_path / "config.yaml")
+            OmegaConf.save({"model": model, "data": {}}, tmp_path / "config.yaml")
             with pytest.raises(ValueError, match=r"only nets of resnet_lab\.models"):
                 check(config("model=pretrained", f"model.trunk={tmp_path}"))
 

@@ -347,6 +347,8 @@ def trunk_run(cfg: DictConfig) -> DictConfig | None:
             raise ValueError(f"model.trunk={trunk}: there is no run in it (no config.yaml).")
         return None
     run = OmegaConf.load(described)
+    if any(OmegaConf.select(run, key) is None for key in ("model._target_", "data")):
+        raise ValueError(f"model.trunk={trunk}: {described} is not the config of a run.")
     for target in _targets(OmegaConf.to_container(run.model, resolve=False)):
         if not re.fullmatch(r"resnet_lab\.models\.\w+\.\w+", str(target)):
             raise ValueError(

@@ -74,8 +74,7 @@ def build(cfg: DictConfig) -> Parts:
         if cfg.data.get(key) is not None:
             cfg.data[key] = os.path.abspath(cfg.data[key])
     cfg.trainer.precision = resolve_precision(cfg.trainer.precision, cfg.trainer.accelerator)
-    if cfg.model._target_ == PRETRAINED:
-        _follow_trunk(cfg)
+    follow_trunk(cfg)
     datamodule: ImageDataModule = instantiate(cfg.data, _convert_="all")
     datamodule.setup("fit")
     cfg.data.num_classes = datamodule.num_classes
@@ -138,12 +137,14 @@ def source(cfg: DictConfig) -> Source:
     return images
 
 
-def _follow_trunk(cfg: DictConfig) -> None:
-    """Write into `cfg` what the trunk of a pretrained net decides, and nothing else does.
+def follow_trunk(cfg: DictConfig) -> None:
+    """Write into `cfg` what the trunk of a pretrained net decides; a no-op for others.
 
     A run's folder as trunk becomes that run's net and checkpoint. Images come as the trunk was
     trained with them, where `cfg` leaves their size, or their mean and std, open.
     """
+    if cfg.model._target_ != PRETRAINED:
+        return
     trunk, run = cfg.model.trunk, trunk_run(cfg)
     if run is not None and cfg.model.weights == "DEFAULT":
         cfg.model.weights = f"{trunk}/checkpoints/best.ckpt"

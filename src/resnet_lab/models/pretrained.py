@@ -43,7 +43,7 @@ class Preprocessing(NamedTuple):
 
 
 class Pretrained(nn.Module):
-    """`trunk` under a new `head`; Yosinski et al., arXiv 1411.1792, on what such a trunk is worth.
+    """`trunk` under a new `head`. What a trunk is worth: Yosinski et al., arXiv 1411.1792.
 
     - trunk: the name of a torchvision classification model, or a net; its own head (everything from
       the first linear layer of its last part on) is taken off.
@@ -149,39 +149,37 @@ class Pretrained(nn.Module):
         return self.head(self.trunk(images))
 
 
-def torchvision_names() -> list[str]:
+def _in_torchvision(name: str) -> Any:
+    """torchvision.models, where it has a classification model `name`; ValueError elsewhere."""
     from torchvision import models
 
-    names: list[str] = models.list_models(module=models)
-    return names
-
-
-def make_torchvision(name: str) -> nn.Module:
-    """torchvision's classification model `name` with random weights; ValueError at another name."""
-    from torchvision import models
-
-    known = torchvision_names()
+    known = models.list_models(module=models)
     if name not in known:
         close = difflib.get_close_matches(name, known, cutoff=0)
         raise ValueError(
             f"model.trunk={name}: neither a classification model of torchvision, such as "
             f"{', '.join(close)}, nor a run folder."
         )
+    return models
+
+
+def make_torchvision(name: str) -> nn.Module:
+    """torchvision's classification model `name` with random weights."""
+    models = _in_torchvision(name)
     net: nn.Module = models.get_model(name, weights=None, **BUILDER_OPTIONS.get(name, {}))
     return net
 
 
+def recommended(name: str) -> Any:
+    """All about the weights that torchvision recommends for its model `name`, but not they."""
+    return _in_torchvision(name).get_model_weights(name).DEFAULT
+
+
 def preprocessing(name: str) -> Preprocessing:
-    """What torchvision's recommended weights for the trunk `name` were trained to see."""
-    make_transforms = _default_weights(name).transforms
+    """What the recommended weights of torchvision's model `name` were trained to see."""
+    make_transforms = recommended(name).transforms
     transforms = make_transforms()
     return Preprocessing(transforms.crop_size[0], transforms.mean, transforms.std)
-
-
-def _default_weights(name: str) -> Any:
-    from torchvision import models
-
-    return models.get_model_weights(name).DEFAULT
 
 
 def take_head_off(net: nn.Module, name: str) -> int:
@@ -231,15 +229,11 @@ def stages(trunk: nn.Module) -> list[list[str]]:
 
 
 def fetch(name: str) -> Path:
-    """The file of torchvision's recommended weights for the trunk `name`, downloaded once.
+    """The file of the recommended weights of torchvision's model `name`, downloaded once.
 
     ValueError, which says where to put what, where they cannot be downloaded.
     """
-    if name not in torchvision_names():
-        raise ValueError(
-            f"model.weights=DEFAULT: torchvision has none for the trunk {name}; name a file."
-        )
-    url = _default_weights(name).url
+    url = recommended(name).url
     folder = Path(torch.hub.get_dir(), "checkpoints")
     file = folder / url.rpartition("/")[2]
     folder.mkdir(parents=True, exist_ok=True)
