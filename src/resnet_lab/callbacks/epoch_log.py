@@ -42,6 +42,7 @@ class EpochLog(Callback):
         self._epoch_images = 0
         self._epoch_seconds = 0.0
         self._since = 0.0
+        self._validated = False
 
     @property
     def images_per_second(self) -> float:
@@ -72,6 +73,7 @@ class EpochLog(Callback):
         self._epoch_images = 0
         self._epoch_seconds = 0.0
         self._since = time.monotonic()
+        self._validated = False
 
     def _stop_clock(self, pl_module: LightningModule) -> None:
         if pl_module.device.type == "cuda":
@@ -84,6 +86,7 @@ class EpochLog(Callback):
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._since = time.monotonic()
+        self._validated = True
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
@@ -103,6 +106,8 @@ class EpochLog(Callback):
         pl_module.log("images_per_second", speed, rank_zero_only=True)
         # The classifier logs these in its own hook, which comes after this one.
         train = pl_module.train_tally.compute()  # type: ignore[operator,union-attr]
+        # Lightning keeps the figures of the last validation, which may be another epoch's.
+        val = trainer.callback_metrics if self._validated else {}
         row: dict[str, float | int] = {
             "epoch": trainer.current_epoch + 1,
             "step": trainer.global_step,
@@ -110,16 +115,16 @@ class EpochLog(Callback):
             "images_per_second": round(speed, 1),
             "train_seconds": round(self._epoch_seconds, 3),
             **{f"train/{name}": float(value) for name, value in train.items()},
-            **{k: float(v) for k, v in trainer.callback_metrics.items() if k.startswith("val/")},
+            **{k: float(v) for k, v in val.items() if k.startswith("val/")},
         }
         if not trainer.is_global_zero or trainer.fast_dev_run:  # type: ignore[attr-defined]
             return
         self._append(row)
-        val = f"val {row['val/loss']:.4f} {row['val/acc']:.4f}   " if "val/acc" in row else ""
+        shown = f"val {row['val/loss']:.4f} {row['val/acc']:.4f}   " if "val/acc" in row else ""
         total = trainer.max_epochs if (trainer.max_epochs or -1) > 0 else "?"
         log.info(
             f"epoch {row['epoch']:>3}/{total}   train {row['train/loss']:.4f} "
-            f"{row['train/acc']:.4f}   {val}lr {row['lr']:.2g}   {speed:,.0f} images/s   "
+            f"{row['train/acc']:.4f}   {shown}lr {row['lr']:.2g}   {speed:,.0f} images/s   "
             f"{duration(self._epoch_seconds)}"
         )
 

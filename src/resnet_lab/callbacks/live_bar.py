@@ -54,11 +54,6 @@ class LiveBar(ProgressBar):
     def _done(trainer: Trainer) -> int:
         return trainer.fit_loop.epoch_loop.total_batch_idx + 1
 
-    @staticmethod
-    def _epochs(trainer: Trainer) -> int | str:
-        epochs = trainer.max_epochs
-        return epochs if epochs is not None and epochs > 0 else "?"
-
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
@@ -69,10 +64,11 @@ class LiveBar(ProgressBar):
         done = self._done(trainer)
         images = (done - self._seen[1]) * len(batch[1]) * trainer.world_size
         accuracy = trainer.callback_metrics.get("val/acc")
+        epochs = trainer.max_epochs if (trainer.max_epochs or -1) > 0 else "?"
         self._progress.update(
             self._task,
             completed=done,
-            epoch=f"{trainer.current_epoch + 1}/{self._epochs(trainer)}",
+            epoch=f"{trainer.current_epoch + 1}/{epochs}",
             loss=f"{float(outputs['loss'].detach()):.3f}",
             acc="-" if accuracy is None else f"{float(accuracy):.4f}",
             speed=f"{images / max(now - self._seen[0], 1e-9):,.0f}",
