@@ -13,6 +13,11 @@ SOURCE = Path(__file__).resolve().parents[1] / "src" / "resnet_lab"
 HYDRA, TORCH, LIGHTNING = {"hydra", "omegaconf"}, {"torch"}, {"lightning", "torchmetrics"}
 ROOMS: dict[str, tuple[set[str], set[str]]] = {
     "cli": ({"bench.run", "commands", "config", "report"}, set()),
+    "commands.picture_grid": (set(), set()),
+    "commands": (
+        {"classifier", "commands", "config", "data", "experiment", "screen"},
+        {"omegaconf"} | TORCH | LIGHTNING,
+    ),
     "bench.run": ({"bench", "screen"}, set()),
     "bench.show": (set(), set()),
     "bench.process": ({"config"}, set()),

@@ -1,14 +1,20 @@
 """`resnet-lab ...`: what there is to do besides training; heavy imports wait for their command."""
 
 import argparse
+import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from textwrap import fill
+from typing import Any
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command and return its exit status."""
-    parser = argparse.ArgumentParser(prog="resnet-lab", description=__doc__)
+    parser = argparse.ArgumentParser(
+        prog="resnet-lab",
+        description="What there is to do besides training, which is python train.py.",
+    )
     commands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
 
     command = commands.add_parser(
@@ -51,49 +57,45 @@ def main(arguments: Sequence[str] | None = None) -> int:
     command.add_argument("--port", type=int, default=6006, help="on localhost (6006)")
     command.set_defaults(run=_tensorboard)
 
-    command = commands.add_parser(
+    command = _add(
+        commands,
         "summary",
-        help="what nets are made of: output, parameters and multiply-adds of every stage",
-        description="A table for each net, or several side by side. No data is read and no weight "
-        "is made, so the largest net takes no longer than the smallest.",
-        epilog="examples:\n"
-        "  resnet-lab summary model=resnet50 --image-size 224 --classes 1000\n"
-        "  resnet-lab summary model=resnet20,resnet56 model.shortcut=A,B   all combinations\n"
-        "Image size and classes are those of the data config (data=digits, where none is named).",
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+        "what nets are made of: output, parameters and multiply-adds of every stage",
+        "A table for each net, or several side by side. No data is read and no weight is made, so "
+        "the largest net takes no longer than the smallest. Image size and classes are those of "
+        "the data config (data=digits, where none is named).",
+        "resnet-lab summary model=resnet50 --image-size 224 --classes 1000\n"
+        "resnet-lab summary model=resnet20,resnet56 model.shortcut=A,B   all combinations",
     )
     _add_overrides(command, "a config as for train.py; several values with commas: all of them")
     command.add_argument("--image-size", type=int, metavar="PIXELS", help="side of the images")
     command.add_argument("--classes", type=int, metavar="N", help="the size of the logits")
     command.set_defaults(run=_summary)
 
-    command = commands.add_parser(
+    command = _add(
+        commands,
         "stats",
-        help="what is in a data set: classes, mean and std, sizes, duplicates, broken files",
-        description="Looks at every image of a data config, in all its splits. Prints a summary, "
-        "and writes all of it as JSON into data.cache_dir; nothing is written where the images "
-        "are. Duplicates are images with the same pixels. Broken files are a finding, no error: "
-        "the exit status is 0.",
-        epilog="examples:\n"
-        "  resnet-lab stats data=imagefolder data.root=path/to/images\n"
-        "  resnet-lab stats data=cifar10",
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+        "what is in a data set: classes, mean and std, sizes, duplicates, broken files",
+        "Looks at every image of a data config, in all its splits. Prints a summary, and writes "
+        "all of it as JSON into data.cache_dir; nothing is written where the images are. "
+        "Duplicates are images with the same pixels. Broken files are a finding, no error: the "
+        "exit status is 0.",
+        "resnet-lab stats data=imagefolder data.root=path/to/images\nresnet-lab stats data=cifar10",
     )
     _add_overrides(command, "a data config as for train.py")
     command.set_defaults(run=_stats)
 
-    command = commands.add_parser(
+    command = _add(
+        commands,
         "find-lr",
-        help="a learning rate for a config, from one short training with a rising one",
-        description="The learning-rate range test (Smith 2017, arXiv 1506.01186, section 3.3): "
-        "the rate rises by the same ratio at every step, all else is as in training. Suggests the "
-        "rate where the smoothed loss falls fastest, and draws the curve, into "
-        "outputs/find_lr/<date>_<time>-<model>-<data>/. With scheduler=onecycle it is the "
-        "peak that is suggested. The same command gives the same curve; other seeds, others.",
-        epilog="examples:\n"
-        "  resnet-lab find-lr model=resnet20 data=cifar10\n"
-        "  resnet-lab find-lr model=resnet56 data=digits optimizer=adamw --to 1 --steps 200",
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+        "a learning rate for a config, from one short training with a rising one",
+        "The learning-rate range test (Smith 2017, arXiv 1506.01186, section 3.3): the rate rises "
+        "by the same ratio at every step, all else is as in training. Suggests the rate where the "
+        "smoothed loss falls fastest, and draws the curve, into "
+        "outputs/find_lr/<date>_<time>-<model>-<data>/. With scheduler=onecycle it is the peak "
+        "that is suggested. The same command gives the same curve; other seeds, others.",
+        "resnet-lab find-lr model=resnet20 data=cifar10\n"
+        "resnet-lab find-lr model=resnet56 data=digits optimizer=adamw --to 1 --steps 200",
     )
     _add_overrides(command, "a config as for train.py")
     command.add_argument(
@@ -107,12 +109,87 @@ def main(arguments: Sequence[str] | None = None) -> int:
     )
     command.set_defaults(run=_find_lr)
 
-    options, more = parser.parse_known_args(arguments)
-    # argparse takes what follows an option for no part of the list before it.
-    if more and hasattr(options, "overrides") and not any(word.startswith("-") for word in more):
-        options.overrides += more
-    elif more:
-        parser.error(f"unrecognized arguments: {' '.join(more)}")
+    command = _add(
+        commands,
+        "evaluate",
+        "a run's figures on its test images, or on others",
+        "Loads the run's best checkpoint and scores one split of its data: loss, accuracy, top-5 "
+        "accuracy (from 6 classes on), accuracy of each class, confusion matrix. They are printed "
+        "and written to a new folder below RUN_DIR/evaluation; result.json stays as it is.",
+        "resnet-lab evaluate outputs/runs/2026-01-31/12-00-00-resnet20-cifar10\n"
+        "resnet-lab evaluate RUN_DIR --tta flip\n"
+        "resnet-lab evaluate RUN_DIR data.root=other/photos trainer.precision=32",
+    )
+    _add_run(command)
+    command.add_argument(
+        "overrides",
+        nargs="*",
+        metavar="KEY=VALUE",
+        help="of the run's config, data.* and trainer.* can be set here; data=NAME takes another "
+        "source of images",
+    )
+    command.add_argument(
+        "--split", choices=["test", "val", "train"], default="test", help="which images (test)"
+    )
+    command.add_argument(
+        "--tta",
+        choices=["flip"],
+        help="score the mean over each image and its mirror image as well; reported apart",
+    )
+    command.set_defaults(run=_evaluate)
+
+    command = _add(
+        commands,
+        "predict",
+        "labels and probabilities for any images",
+        "Writes a row for each image: its likeliest labels with their probabilities. Images of any "
+        "size and any format that Pillow reads; folders are walked in sorted order. Needs the run "
+        "folder alone, not its data. A file that cannot be read gets a row with the error, the "
+        "others go on, and the exit status is 1 in the end. Nothing is overwritten.",
+        "resnet-lab predict RUN_DIR photo.jpg\n"
+        "resnet-lab predict RUN_DIR photos/ more/*.png --out labels.csv --grid labels.png",
+    )
+    _add_run(command)
+    command.add_argument(
+        "paths", type=Path, nargs="+", metavar="IMAGE", help="image files, or folders of them"
+    )
+    command.add_argument("--top-k", type=int, default=5, metavar="K", help="labels an image (5)")
+    command.add_argument("--format", choices=["csv", "json"], default="csv", help="(csv)")
+    command.add_argument("--out", type=Path, metavar="FILE", help="a new file (standard output)")
+    command.add_argument(
+        "--grid", type=Path, metavar="FILE", help="a PNG of the pictures with their likeliest label"
+    )
+    command.set_defaults(run=_predict)
+
+    command = _add(
+        commands,
+        "export",
+        "the net as a file that needs none of this project",
+        "Writes the net in float32, for batches of any size, and beside it FILE.json, which says "
+        "how an image becomes its input and what its outputs mean. The file is opened again and "
+        "its outputs are compared with the net's before the command says done. Nothing is "
+        "overwritten.",
+        "resnet-lab export RUN_DIR --format onnx\n"
+        "resnet-lab export RUN_DIR --format torch_export --out net.pt2",
+    )
+    _add_run(command)
+    command.add_argument(
+        "--format",
+        choices=["onnx", "torch_export"],
+        required=True,
+        help="onnx: for onnxruntime and others (needs the extra [onnx]); torch_export: for "
+        "torch.export.load",
+    )
+    command.add_argument(
+        "--out", type=Path, metavar="FILE", help="(RUN_DIR/export/<checkpoint>.onnx or .pt2)"
+    )
+    command.set_defaults(run=_export)
+
+    options, rest = parser.parse_known_args(arguments)
+    if rest and (any(word.startswith("-") for word in rest) or "overrides" not in options):
+        parser.error(f"unrecognized arguments: {' '.join(rest)}")
+    if rest:  # argparse takes overrides only in one place, people type them anywhere
+        options.overrides += rest
     from resnet_lab.config import one_sentence_errors
 
     try:
@@ -120,11 +197,39 @@ def main(arguments: Sequence[str] | None = None) -> int:
             status: int = options.run(options)
     except KeyboardInterrupt:
         return 130
+    except BrokenPipeError:  # `resnet-lab ... | head` has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
     return status
 
 
 def _add_overrides(command: argparse.ArgumentParser, help: str) -> None:
     command.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help=help)
+
+
+def _add(
+    commands: Any, name: str, help: str, description: str, examples: str
+) -> argparse.ArgumentParser:
+    """A command whose --help ends in examples, a line each."""
+    lines = examples.replace("\n", "\n  ")
+    command: argparse.ArgumentParser = commands.add_parser(
+        name,
+        help=help,
+        description=fill(description, 90),
+        epilog=f"examples:\n  {lines}",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    return command
+
+
+def _add_run(command: argparse.ArgumentParser) -> None:
+    command.add_argument("run_dir", type=Path, metavar="RUN_DIR", help="folder of a finished run")
+    command.add_argument(
+        "--checkpoint",
+        type=Path,
+        metavar="FILE",
+        help="other weights of this run (its best: RUN_DIR/checkpoints/best.ckpt)",
+    )
 
 
 def _bench(options: argparse.Namespace) -> int:
@@ -165,6 +270,36 @@ def _find_lr(options: argparse.Namespace) -> int:
     from resnet_lab.commands.find_lr import find_lr
 
     find_lr(options.overrides, options.low, options.high, options.steps)
+    return 0
+
+
+def _evaluate(options: argparse.Namespace) -> int:
+    from resnet_lab.commands.evaluate import evaluate
+
+    flip = options.tta == "flip"
+    evaluate(options.run_dir, options.overrides, options.checkpoint, options.split, flip)
+    return 0
+
+
+def _predict(options: argparse.Namespace) -> int:
+    from resnet_lab.commands.predict import predict
+
+    failed = predict(
+        options.run_dir,
+        options.paths,
+        checkpoint=options.checkpoint,
+        top_k=options.top_k,
+        kind=options.format,
+        out=options.out,
+        grid=options.grid,
+    )
+    return 1 if failed else 0
+
+
+def _export(options: argparse.Namespace) -> int:
+    from resnet_lab.commands.export import export
+
+    export(options.run_dir, options.format, options.out, options.checkpoint)
     return 0
 
 

@@ -6,6 +6,7 @@ around Hydra and around the run, and turn mistakes into messages.
 """
 
 import difflib
+import importlib
 import importlib.util
 import itertools
 import json
@@ -375,6 +376,99 @@ def undivided(batch_size: int, ranks: int) -> str:
         f"data.batch_size={batch_size}: the global batch is dealt out evenly, and {ranks} devices "
         f"do not divide it; use {nearest}."
     )
+
+
+# What the config of a run folder may make: parts of a run, none of which runs a command or loads
+# code. Somebody else may have written that config.
+TRUSTED = (
+    "resnet_lab.board.",
+    "resnet_lab.callbacks.",
+    "resnet_lab.classifier.",
+    "resnet_lab.data.datamodule.",
+    "resnet_lab.data.sources.",
+    "resnet_lab.models.",
+    "resnet_lab.schedule.",
+    "torch.nn.",
+    "torch.optim.",
+    "lightning.pytorch.Trainer.",
+    "lightning.pytorch.trainer.",
+    "lightning.pytorch.callbacks.",
+    "lightning.pytorch.loggers.",
+    "torchmetrics.",
+    "torchvision.models.",
+)
+
+
+def check_targets(cfg: DictConfig) -> None:
+    """ValueError where this config, from a file of unknown origin, could run somebody's code.
+
+    Hydra imports and calls whatever a `_target_` names; here it must name one of `TRUSTED`, and so
+    must the place where that object was defined, since other modules can be reached through ours
+    (`resnet_lab.data.sources.os.remove`). Interpolations could hide a target: there may be none.
+    """
+    for key, value in _strings(OmegaConf.to_container(cfg)):
+        if "${" in value:
+            raise ValueError(f"{key}: {value} is not resolved, as all is in a run's config.yaml.")
+        if key.rpartition(".")[2] == "_target_" and not _is_trusted(value):
+            raise ValueError(
+                f"{key}: {value} is not among the things that a run folder may ask for "
+                f"({', '.join(sorted({name.split('.')[0] for name in TRUSTED}))}); nothing was run."
+            )
+
+
+def _strings(node: Any, key: str = "") -> Iterator[tuple[str, str]]:
+    """Dotted key and text of everything that is no number; a `_target_` always counts as text."""
+    if isinstance(node, dict | list):
+        for name, child in node.items() if isinstance(node, dict) else enumerate(node):
+            if name == "_target_":
+                yield f"{key}.{name}".lstrip("."), str(child)
+            else:
+                yield from _strings(child, f"{key}.{name}".lstrip("."))
+    elif isinstance(node, str):
+        yield key, node
+
+
+def _is_trusted(target: str) -> bool:
+    if not f"{target}.".startswith(TRUSTED):
+        return False
+    module, _, name = target.rpartition(".")
+    try:
+        found = getattr(importlib.import_module(module), name)
+        return f"{found.__module__}.{found.__qualname__}.".startswith(TRUSTED)
+    except (ImportError, AttributeError):
+        return False
+
+
+def apply_overrides(cfg: DictConfig, overrides: Sequence[str], groups: Sequence[str]) -> None:
+    """Set key=value in the config of a run, for keys that are there and lie below `groups`.
+
+    `data=NAME` takes the source of conf/data/NAME.yaml; size, mean and std stay the run's own.
+    """
+    parsed = OverridesParser.create().parse_overrides(list(overrides))
+    for override in sorted(parsed, key=lambda o: o.key_or_group != "data"):
+        key, value = override.key_or_group, override.value()
+        parent, _, last = key.rpartition(".")
+        if override.is_add() or override.is_delete() or override.is_sweep_override():
+            raise ValueError(f"{override.input_line}: only key=value can be given here.")
+        if key == "data" and key in groups:
+            if value not in _choices("data"):
+                raise ValueError(
+                    f"data={value}: there is no such choice; {_offer(str(value), _choices('data'))}"
+                )
+            choice: Any = OmegaConf.load(CONF / "data" / f"{value}.yaml")
+            cfg.data.source, cfg.data.root = choice.source, choice.get("root")
+            continue
+        if not parent or key.split(".")[0] not in groups:
+            raise ValueError(
+                f"{key}: cannot be changed here, only what lies below {' and '.join(groups)}."
+            )
+        node = OmegaConf.select(cfg, parent)
+        if not isinstance(node, DictConfig):
+            raise ValueError(f"{key}: there is no such key.")
+        if last not in node:
+            keys = sorted(str(k) for k in node if not str(k).startswith("_"))
+            raise ValueError(f"{key}: there is no such key; {_offer(last, keys)}")
+        node[last] = value
 
 
 class CheckAndClaim(Callback):

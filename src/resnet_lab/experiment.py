@@ -11,7 +11,7 @@ import subprocess
 import sys
 import time
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import yaml
 from hydra.core.hydra_config import HydraConfig
 from hydra.utils import instantiate
 from lightning.fabric.utilities.exceptions import MisconfigurationException
@@ -33,7 +34,15 @@ from resnet_lab.callbacks.compile_net import CompileNet
 from resnet_lab.callbacks.confusion_matrix import ConfusionMatrix
 from resnet_lab.callbacks.epoch_log import EpochLog
 from resnet_lab.classifier import Classifier
-from resnet_lab.config import PRETRAINED, trunk_run, typed, undivided
+from resnet_lab.config import (
+    PRETRAINED,
+    apply_overrides,
+    check,
+    check_targets,
+    trunk_run,
+    typed,
+    undivided,
+)
 from resnet_lab.data.datamodule import ImageDataModule
 from resnet_lab.data.sources import Source
 from resnet_lab.models.complexity import Complexity, count
@@ -100,12 +109,7 @@ def build(cfg: DictConfig) -> Parts:
     net: nn.Module = instantiate(cfg.model).to(memory_format=torch.channels_last)
     if isinstance(net, Pretrained) and not cfg.resume:
         net.load_weights()
-    classifier: Classifier = instantiate(
-        cfg.classifier,
-        net=net,
-        optimizer=instantiate(cfg.optimizer, _convert_="all"),
-        scheduler=instantiate(cfg.scheduler, _convert_="all"),
-    )
+    classifier = _classifier(cfg, net)
     try:
         trainer: Trainer = instantiate(
             cfg.trainer,
@@ -161,6 +165,109 @@ def follow_trunk(cfg: DictConfig) -> None:
         cfg.data.image_size = images["image_size"]
     if cfg.data.mean is None and cfg.data.std is None:
         cfg.data.mean, cfg.data.std = images["mean"], images["std"]
+
+
+def _classifier(cfg: DictConfig, net: nn.Module) -> Classifier:
+    classifier: Classifier = instantiate(
+        cfg.classifier,
+        net=net,
+        optimizer=instantiate(cfg.optimizer, _convert_="all"),
+        scheduler=instantiate(cfg.scheduler, _convert_="all"),
+    )
+    return classifier
+
+
+@dataclass
+class Finished:
+    """A run folder, ready for use: `net`, in `classifier`, has the weights of `checkpoint`.
+
+    `class_names` are those of its data, in the order of the logits; `result` is its result.json.
+    Of the data nothing was read: `datamodule` waits for its `setup`.
+    """
+
+    run_dir: Path
+    cfg: DictConfig
+    datamodule: ImageDataModule
+    net: nn.Module
+    classifier: Classifier
+    checkpoint: Path
+    class_names: list[str]
+    result: dict[str, Any]
+
+
+def load_run(
+    run_dir: Path, checkpoint: Path | None = None, overrides: Sequence[str] = ()
+) -> Finished:
+    """The run in `run_dir`, from this folder alone, with the weights that training chose.
+
+    checkpoint: other weights of the same net; a run that is not finished needs to have it named.
+    overrides: key=value for keys of its config below data and trainer. The trainer's accelerator
+        is auto and devices 1 before they are applied: the machine may be another one.
+
+    ValueError, a sentence, where the folder is no run, asks for what `check_targets` refuses, or
+    has no weights that fit its net. The net is in evaluation mode, on the CPU.
+    """
+    path = run_dir / "config.yaml"
+    if not path.is_file():
+        raise ValueError(f"{run_dir}: there is no run in it (no config.yaml).")
+    try:
+        cfg = OmegaConf.load(path)
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ValueError(f"{path} is damaged: {' '.join(str(error).split())}") from error
+    parts = ("model", "data", "classifier", "optimizer", "scheduler", "trainer")
+    if not isinstance(cfg, DictConfig) or any(part not in cfg for part in parts):
+        raise ValueError(f"{path} is not the config of a run (it needs {', '.join(parts)}).")
+    check_targets(cfg)
+    result = _told(run_dir / "result.json")
+    checkpoint = checkpoint or _chosen(run_dir, result.get("status", "without a result.json"))
+    cfg.trainer.update(accelerator="auto", devices=1, num_nodes=1)
+    if overrides:
+        apply_overrides(cfg, overrides, ("data", "trainer"))
+        check(cfg)
+
+    keep_freed_memory()
+    if on_cuda(cfg.trainer.accelerator):
+        torch.set_float32_matmul_precision("high")  # as in training
+    weights = checkpoint_io.load_weights(checkpoint)
+    net: nn.Module = instantiate(cfg.model).to(memory_format=torch.channels_last)
+    classifier = _classifier(cfg, net)
+    expected = classifier.state_dict()
+    strange = sorted(expected.keys() ^ weights.keys()) or [
+        name for name, value in expected.items() if value.shape != weights[name].shape
+    ]
+    if strange:
+        raise ValueError(
+            f"{checkpoint} does not fit the net of {path}: {strange[0]} is missing in one of them "
+            f"or has another shape ({len(strange)} such in all); it belongs to another run."
+        )
+    classifier.load_state_dict(weights)
+    return Finished(
+        run_dir,
+        cfg,
+        instantiate(cfg.data, _convert_="all"),
+        net,
+        classifier.eval(),
+        checkpoint,
+        result.get("class_names") or [str(number) for number in range(cfg.data.num_classes)],
+        result,
+    )
+
+
+def _chosen(run_dir: Path, status: str) -> Path:
+    """The weights that speak for a run: those of its best epoch, else of its last one."""
+    found = [
+        path
+        for name in ("best", "last")
+        if (path := run_dir / "checkpoints" / f"{name}.ckpt").is_file()
+    ]
+    if not found:
+        raise ValueError(f"{run_dir}: it has no checkpoint (the run is {status}); train it again.")
+    if status != "finished":
+        raise ValueError(
+            f"{run_dir}: this run is {status}, not finished, so its best weights are not settled; "
+            f"go on with it (resume={run_dir}) or say --checkpoint {found[0]}."
+        )
+    return found[0]
 
 
 def keep_freed_memory() -> None:
@@ -276,6 +383,7 @@ def _describe(parts: Parts) -> dict[str, Any]:
         "status": "running",
         "model": choices.get("model", type(parts.net).__name__),
         "data": choices.get("data", type(data.source).__name__),
+        "class_names": data.class_names,
         "params": parts.complexity.params,
         "macs": parts.complexity.macs,
         "n_train": data.n_train,

@@ -243,10 +243,14 @@ class ImageDataModule(LightningDataModule):
 
     def val_dataloader(self) -> Batches | list[None]:
         """Validation batches, or no loader where there is nothing to validate on."""
-        return self._batches("val", EvalRows(self._eval_plan(self.n_val))) if self.n_val else []
+        return self.eval_dataloader("val") if self.n_val else []
 
     def test_dataloader(self) -> Batches:
-        return self._batches("test", EvalRows(self._eval_plan(self.n_test)))
+        return self.eval_dataloader("test")
+
+    def eval_dataloader(self, name: str) -> Batches:
+        """Every image of "train", "val" or "test" once, not augmented."""
+        return self._batches(name, EvalRows(self._eval_plan(len(self._indices[name]))))
 
     def _batches(
         self, name: str, rows: TrainRows | EvalRows, state: dict[str, int] | None = None

@@ -67,6 +67,14 @@ def fit(image: Image.Image, size: int, zoom: float = 1.0) -> Image.Image:
     return cut(image, (left, top, left + side, top + side), size)
 
 
+def evaluation_zoom(size: int) -> float:
+    """The share of the shorter side that a net fed size x size sees when it is not training.
+
+    224/256 above 64 pixels (He et al. 2015, arXiv 1512.03385, section 3.4), all of it below.
+    """
+    return 224 / 256 if size > 64 else 1.0
+
+
 def random_resized_crop(
     image: Image.Image,
     size: int,

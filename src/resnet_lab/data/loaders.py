@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from resnet_lab.data.decode import fit, random_resized_crop
+from resnet_lab.data.decode import evaluation_zoom, fit, random_resized_crop
 from resnet_lab.data.plan import AREA, FLIP, LEFT, RATIO, TOP, EvalPlan, TrainPlan
 from resnet_lab.data.sources import Source
 
@@ -112,8 +112,7 @@ class InMemory(Part):
 class Streamed(Part):
     """Images read from their files for every batch.
 
-    In training a random-resized-crop by the draws; else the central square, which at sizes above
-    64 is 224/256 of the shorter side (He et al. 2015, arXiv 1512.03385, section 3.4).
+    In training a random-resized-crop by the draws; else the central square, see `evaluation_zoom`.
 
     Args:
         scale: the crop's smallest and largest share of the image's area.
@@ -132,7 +131,7 @@ class Streamed(Part):
         super().__init__(source, split, indices, image_size)
         self.scale = scale
         self.flip = flip
-        self.zoom = 224 / 256 if image_size > 64 else 1.0
+        self.zoom = evaluation_zoom(image_size)
 
     def pixels(self, rows: Rows) -> Tensor:
         images = np.empty((len(rows.images), self.image_size, self.image_size, 3), np.uint8)
