@@ -464,6 +464,27 @@ def test_a_config_cannot_run_code(copy, capsys, tmp_path, target):
     assert f"data.source.deep.0._target_: {target} is not among the things" in sentence
 
 
+def test_own_code_is_run_where_the_user_trusts_it(copy, capsys, tmp_path, monkeypatch):
+    (tmp_path / "my_nets.py").write_text(
+        "from torch import nn\n\n\n"
+        "class Mine(nn.Sequential):\n"
+        "    def __init__(self, num_classes):\n"
+        "        super().__init__(nn.Flatten(), nn.Linear(3 * 32 * 32, num_classes))\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    cfg = OmegaConf.load(copy / "config.yaml")
+    cfg.model = {"_target_": "my_nets.Mine", "num_classes": 10}
+    OmegaConf.save(cfg, copy / "config.yaml")
+    from my_nets import Mine
+
+    net = {f"net.{name}": weight for name, weight in Mine(10).state_dict().items()}
+    torch.save({"state_dict": net}, copy / "checkpoints" / "best.ckpt")
+    Image.new("RGB", (32, 32)).save(tmp_path / "a.png")
+    asked = ["predict", str(copy), str(tmp_path / "a.png")]
+    assert "add --trust PACKAGE" in refused(capsys, *asked)
+    assert main([*asked, "--trust", "my_nets"]) == 0
+
+
 def test_a_config_can_hide_nothing_behind_an_interpolation():
     hidden = OmegaConf.create({"model": "${oc.create:'{_target_: os.system}'}"})
     with pytest.raises(ValueError, match="is not resolved"):

@@ -230,6 +230,14 @@ def _add_run(command: argparse.ArgumentParser) -> None:
         metavar="FILE",
         help="other weights of this run (its best: RUN_DIR/checkpoints/best.ckpt)",
     )
+    command.add_argument(
+        "--trust",
+        action="append",
+        default=[],
+        metavar="PACKAGE",
+        help="your own code that the run's config may name; otherwise only ours, torch's and "
+        "Lightning's is run",
+    )
 
 
 def _bench(options: argparse.Namespace) -> int:
@@ -277,7 +285,9 @@ def _evaluate(options: argparse.Namespace) -> int:
     from resnet_lab.commands.evaluate import evaluate
 
     flip = options.tta == "flip"
-    evaluate(options.run_dir, options.overrides, options.checkpoint, options.split, flip)
+    evaluate(
+        options.run_dir, options.overrides, options.checkpoint, options.split, flip, options.trust
+    )
     return 0
 
 
@@ -292,6 +302,7 @@ def _predict(options: argparse.Namespace) -> int:
         kind=options.format,
         out=options.out,
         grid=options.grid,
+        trust=options.trust,
     )
     return 1 if failed else 0
 
@@ -299,7 +310,7 @@ def _predict(options: argparse.Namespace) -> int:
 def _export(options: argparse.Namespace) -> int:
     from resnet_lab.commands.export import export
 
-    export(options.run_dir, options.format, options.out, options.checkpoint)
+    export(options.run_dir, options.format, options.out, options.checkpoint, options.trust)
     return 0
 
 

@@ -399,20 +399,24 @@ TRUSTED = (
 )
 
 
-def check_targets(cfg: DictConfig) -> None:
+def check_targets(cfg: DictConfig, also: Sequence[str] = ()) -> None:
     """ValueError where this config, from a file of unknown origin, could run somebody's code.
+
+    also: packages or modules that whoever sits at the keyboard trusts, besides `TRUSTED`.
 
     Hydra imports and calls whatever a `_target_` names; here it must name one of `TRUSTED`, and so
     must the place where that object was defined, since other modules can be reached through ours
     (`resnet_lab.data.sources.os.remove`). Interpolations could hide a target: there may be none.
     """
+    trusted = (*TRUSTED, *(f"{name.rstrip('.')}." for name in also))
     for key, value in _strings(OmegaConf.to_container(cfg)):
         if "${" in value:
             raise ValueError(f"{key}: {value} is not resolved, as all is in a run's config.yaml.")
-        if key.rpartition(".")[2] == "_target_" and not _is_trusted(value):
+        if key.rpartition(".")[2] == "_target_" and not _is_trusted(value, trusted):
             raise ValueError(
                 f"{key}: {value} is not among the things that a run folder may ask for "
-                f"({', '.join(sorted({name.split('.')[0] for name in TRUSTED}))}); nothing was run."
+                f"({', '.join(sorted({name.split('.')[0] for name in trusted}))}); nothing was "
+                "run. If it is your own code, add --trust PACKAGE."
             )
 
 
@@ -428,13 +432,13 @@ def _strings(node: Any, key: str = "") -> Iterator[tuple[str, str]]:
         yield key, node
 
 
-def _is_trusted(target: str) -> bool:
-    if not f"{target}.".startswith(TRUSTED):
+def _is_trusted(target: str, trusted: tuple[str, ...]) -> bool:
+    if not f"{target}.".startswith(trusted):
         return False
     module, _, name = target.rpartition(".")
     try:
         found = getattr(importlib.import_module(module), name)
-        return f"{found.__module__}.{found.__qualname__}.".startswith(TRUSTED)
+        return f"{found.__module__}.{found.__qualname__}.".startswith(trusted)
     except (ImportError, AttributeError):
         return False
 

@@ -196,13 +196,17 @@ class Finished:
 
 
 def load_run(
-    run_dir: Path, checkpoint: Path | None = None, overrides: Sequence[str] = ()
+    run_dir: Path,
+    checkpoint: Path | None = None,
+    overrides: Sequence[str] = (),
+    trust: Sequence[str] = (),
 ) -> Finished:
     """The run in `run_dir`, from this folder alone, with the weights that training chose.
 
     checkpoint: other weights of the same net; a run that is not finished needs to have it named.
     overrides: key=value for keys of its config below data and trainer. The trainer's accelerator
         is auto and devices 1 before they are applied: the machine may be another one.
+    trust: packages besides ours that its config may name; see `check_targets`.
 
     ValueError, a sentence, where the folder is no run, asks for what `check_targets` refuses, or
     has no weights that fit its net. The net is in evaluation mode, on the CPU.
@@ -217,7 +221,7 @@ def load_run(
     parts = ("model", "data", "classifier", "optimizer", "scheduler", "trainer")
     if not isinstance(cfg, DictConfig) or any(part not in cfg for part in parts):
         raise ValueError(f"{path} is not the config of a run (it needs {', '.join(parts)}).")
-    check_targets(cfg)
+    check_targets(cfg, trust)
     result = _told(run_dir / "result.json")
     checkpoint = checkpoint or _chosen(run_dir, result.get("status", "without a result.json"))
     cfg.trainer.update(accelerator="auto", devices=1, num_nodes=1)

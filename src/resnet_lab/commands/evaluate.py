@@ -89,6 +89,7 @@ def evaluate(
     checkpoint: Path | None = None,
     split: str = "test",
     flip: bool = False,
+    trust: Sequence[str] = (),
 ) -> Path:
     """Score a run on a split; prints the figures and returns the folder they are written to.
 
@@ -97,7 +98,7 @@ def evaluate(
     confusion_matrix.csv with a row for each true class. result.json stays as it is. `flip` adds
     the figures of mean probabilities over image and mirror image, under `flip`.
     """
-    run = load_run(run_dir, checkpoint, overrides)
+    run = load_run(run_dir, checkpoint, overrides, trust)
     cfg = run.cfg
     data = run.datamodule
     data.batch_size = 1  # no training batch is made, for which other data may be too few

@@ -4,7 +4,7 @@ import hashlib
 import importlib.util
 import os
 import platform
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -29,7 +29,11 @@ Run = Callable[[Tensor], Tensor]
 
 
 def export(
-    run_dir: Path, kind: str, out: Path | None = None, checkpoint: Path | None = None
+    run_dir: Path,
+    kind: str,
+    out: Path | None = None,
+    checkpoint: Path | None = None,
+    trust: Sequence[str] = (),
 ) -> Path:
     """Write a run's net in float32, for batches of any size; returns the file's path.
 
@@ -48,7 +52,7 @@ def export(
         )
     if out is not None and out.suffix != SUFFIX[kind]:
         raise ValueError(f"--out {out}: with --format {kind} its name must end in {SUFFIX[kind]}.")
-    run = load_run(run_dir, checkpoint)
+    run = load_run(run_dir, checkpoint, trust=trust)
     path = out or run_dir / "export" / f"{run.checkpoint.stem}{SUFFIX[kind]}"
     described = path.with_name(f"{path.name}.json")
     for there in (path, described):

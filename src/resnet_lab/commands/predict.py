@@ -51,6 +51,7 @@ def predict(
     kind: str = "csv",
     out: Path | None = None,
     grid: Path | None = None,
+    trust: Sequence[str] = (),
 ) -> int:
     """Label images with a run's net; returns how many of the files could not be read.
 
@@ -70,7 +71,7 @@ def predict(
     for path in (out, grid):
         if path is not None and path.exists():
             raise ValueError(f"{path} is there already; remove it, or name another file.")
-    run = load_run(run_dir, checkpoint)
+    run = load_run(run_dir, checkpoint, trust=trust)
     files = [file for path in paths for file in find(path)]
     shown = set(evenly_spaced(len(files), MOST_IN_GRID)) if grid is not None else set()
 
