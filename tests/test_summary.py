@@ -123,6 +123,8 @@ def test_several_values_give_all_combinations_in_the_order_of_a_sweep():
         ["resnet32", "shortcut=A"],
         ["resnet32", "shortcut=B"],
     ]
+    labels = [net.label for net in measure(["++model.width=0.5,1"])]
+    assert labels == ["resnet20\nwidth=0.5", "resnet20\nwidth=1"]
     # B adds two projections: 16 to 32 and 32 to 64 channels, each with its norm.
     assert nets[1].params - nets[0].params == 16 * 32 + 2 * 32 + 32 * 64 + 2 * 64
 

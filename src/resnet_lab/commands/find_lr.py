@@ -20,7 +20,7 @@ from resnet_lab.screen import console
 FEWEST_STEPS = 20
 WINDOW = 0.7  # decades of the learning rate that one point of the smoothed loss is made from
 CLIP = 1.2  # times the first losses: what lies higher shall not pull the smoothed loss up with it
-NOISE = 3.0  # a fall of less than this many standard deviations of the loss is none
+NOISE = 4.0  # a fall of less than this many standard deviations of the loss is none
 BLUE, ORANGE, GREEN, GREY = "#0072B2", "#D55E00", "#009E73", "#68707b"  # Okabe and Ito's
 
 
@@ -33,8 +33,8 @@ class Curve:
         losses: of the step's images, before the step.
         smoothed: a parabola fitted to the losses around each step (Savitzky and Golay 1964), which
             keeps a sharp minimum where it is; losses far above the first ones are clipped.
-        steepest: the step from which to read the suggestion, where `smoothed` falls fastest per
-            decade before its lowest; None where it never falls by more than its noise.
+        steepest: the step where `smoothed` falls fastest per decade, before it is lowest: the
+            suggestion. None where it falls by no more than its noise.
         lowest: the step where `smoothed` is lowest.
         exploded: whether the test ended there, before its last learning rate.
     """
@@ -136,13 +136,13 @@ def read(rates: np.ndarray, losses: np.ndarray, exploded: bool) -> Curve:
     decade = np.log10(rates[1] / rates[0])  # from one step to the next
     half = min(max(2, round(WINDOW / decade / 2)), (len(losses) - 1) // 2)
     clipped = losses.clip(max=CLIP * losses[: FEWEST_STEPS // 2].mean())
-    smoothed = savgol_filter(clipped, 2 * half + 1, polyorder=2)
-    slope = savgol_filter(clipped, 2 * half + 1, polyorder=2, deriv=1)
+    smoothed = savgol_filter(clipped, 2 * half + 1, polyorder=2, mode="nearest")
+    slope = savgol_filter(clipped, 2 * half + 1, polyorder=2, deriv=1, mode="nearest")
     lowest = int(smoothed.argmin())
-    before = slice(0, lowest + 1)
-    noise = (clipped - smoothed)[before].std()
-    fall = smoothed[before].max() - smoothed[lowest]
-    steepest = int(slope[before].argmin()) if fall > NOISE * noise else None
+    fall = smoothed[: lowest + 1].max() - smoothed[lowest]
+    # From one step to the next the loss changes by its noise above all.
+    noise = np.diff(clipped[: max(lowest + 1, FEWEST_STEPS // 2)]).std() / np.sqrt(2)
+    steepest = int(slope[: lowest + 1].argmin()) if fall > NOISE * noise else None
     return Curve(rates, losses, smoothed, steepest, lowest, exploded)
 
 

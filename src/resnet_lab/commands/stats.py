@@ -86,7 +86,7 @@ def examine(source: Source) -> dict[str, Any]:
 
     mean, std: of each channel over the training images, for pixels from 0 to 1, each image with
         the same weight whatever its size; None where no training image can be read.
-    sizes, formats, modes: over all splits; formats are None's for images that come as arrays.
+    sizes, formats, modes: over all splits; the format is "array" where there are no files.
     duplicates: groups of images whose pixels are the same, whatever their files look like.
     """
     from resnet_lab.data.datamodule import level_statistics

@@ -108,7 +108,7 @@ def _check(cfg: DictConfig, choices: dict[str, str]) -> None:
 
 def _label(job: Sequence[str], keys: Sequence[str], model: str) -> str:
     """The net's name, and below it a line for each other key that has several values."""
-    values = dict(override.partition("=")[::2] for override in job)
+    values = dict(override.lstrip("+").partition("=")[::2] for override in job)
     others = [f"{key.rpartition('.')[2]}={values[key]}" for key in keys if key != "model"]
     return "\n".join([model, *others])
 
