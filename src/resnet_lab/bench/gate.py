@@ -17,8 +17,6 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 PATIENCE = 900  # seconds to wait for one answer; compiling a deep net takes minutes
-# Imported once, by the process that contenders are forked from: torch alone takes seconds.
-PRELOAD = ["resnet_lab.bench.common", "resnet_lab.bench.pipeline", "resnet_lab.bench.training"]
 
 Figures = dict[str, Any]
 
@@ -92,7 +90,6 @@ class Contender:
         self.name = name
         self._log = logs / f"{name.replace(' ', '_').replace('/', '_')}.log"
         fresh = get_context("forkserver")
-        fresh.set_forkserver_preload(PRELOAD)
         self._connection, theirs = fresh.Pipe()
         arguments = (theirs, *entry, self._log, get_start_method())
         self._process = fresh.Process(target=_work, args=arguments)

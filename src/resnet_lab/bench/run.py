@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from functools import cached_property
 from importlib.metadata import version
+from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +31,8 @@ LETTERS = {
     "h": "memory",
     "gpu": "seconds per CIFAR-10 epoch on a CUDA device",
 }
+# Imported once, by the process that contenders are forked from: torch alone takes seconds.
+PRELOAD = ["resnet_lab.bench.common", "resnet_lab.bench.pipeline", "resnet_lab.bench.training"]
 SEGMENT = 3.0  # seconds that a segment of training should take
 BATCH = 128
 GPU_NETS = ("resnet20", "resnet56", "resnet110", "resnet18")
@@ -227,6 +230,7 @@ def bench(only: Iterable[str], rounds: int, quick: bool, out: Path | None) -> in
     if work.exists() or (out / "bench.json").exists():
         raise ValueError(f"--out {out}: holds a benchmark already; name another folder.")
     work.mkdir(parents=True)
+    get_context("forkserver").set_forkserver_preload(PRELOAD)
     try:
         results = measure(Bench(letters, 1 if quick else rounds, quick, work))
     finally:
