@@ -104,8 +104,10 @@ def test_asking_gives_what_a_contender_says_of_its_set_up(toys):
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="looks into /proc")
 def test_an_interrupt_leaves_no_process_behind(toys):
     program = (
-        "from pathlib import Path; from resnet_lab.bench.gate import Entry, race\n"
+        "import signal; from pathlib import Path; from resnet_lab.bench.gate import Entry, race\n"
         "if __name__ == '__main__':\n"
+        # Tests that run in the background have inherited that it is ignored.
+        "    signal.signal(signal.SIGINT, signal.default_int_handler)\n"
         f"    work = Path({str(toys)!r})\n"
         "    race({'s': Entry('toys.sleeper', {'work': work})}, 1, work)\n"
     )
