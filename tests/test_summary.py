@@ -182,3 +182,9 @@ def test_help_has_an_example(capsys):
     assert (
         "resnet-lab summary model=resnet20,resnet56 model.shortcut=A,B" in capsys.readouterr().out
     )
+
+
+def test_a_pretrained_trunk_says_how_large_its_images_are():
+    (net,) = measure(["model=pretrained", "model.trunk=resnet18"])
+    assert net.image == (3, 224, 224)
+    assert net.params == 11_689_512 - 513_000 + 512 * 10 + 10  # FACTS: with 1000 classes

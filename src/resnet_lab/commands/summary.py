@@ -9,7 +9,7 @@ from omegaconf import DictConfig, OmegaConf
 from rich import box
 from rich.table import Table
 
-from resnet_lab.config import composed
+from resnet_lab.config import PRETRAINED, composed
 from resnet_lab.models import family
 from resnet_lab.screen import console
 from resnet_lab.sweep.grid import swept_keys
@@ -83,6 +83,7 @@ def measure(
 
     nets = []
     for label, cfg in configs:
+        experiment.follow_trunk(cfg)  # it may be a run's net, and say how large images are
         side, channels = cfg.data.image_size, cfg.model.get("in_channels") or 3
         sections = breakdown(experiment.outline(cfg), side, channels)
         nets.append(Net(label, (channels, side, side), sections))
@@ -92,6 +93,8 @@ def measure(
 def _check(cfg: DictConfig, choices: dict[str, str]) -> None:
     """What `config.check` says of a net, without asking for data that is not needed here."""
     wanted = {"data.image_size": "--image-size 224", "data.num_classes": "--classes 1000"}
+    if cfg.model._target_ == PRETRAINED:
+        del wanted["data.image_size"]  # its trunk says it
     if missing := [option for key, option in wanted.items() if OmegaConf.select(cfg, key) is None]:
         raise ValueError(
             f"data={choices['data']} does not say what only its images can: give "
