@@ -32,7 +32,10 @@ ROOMS: dict[str, tuple[set[str], set[str]]] = {
         {"config", "experiment", "models", "screen", "sweep.grid"},
         HYDRA,
     ),
-    "commands.find_lr": ({"callbacks.range_test", "config", "experiment", "screen"}, HYDRA),
+    "commands.find_lr": (
+        {"callbacks.range_test", "config", "experiment", "screen", "style"},
+        HYDRA,
+    ),
     "commands.stats": ({"config", "data", "experiment", "screen"}, set()),
     "sweep.measure": ({"config", "experiment"}, HYDRA | TORCH | LIGHTNING),
     "sweep.server": (set(), set()),

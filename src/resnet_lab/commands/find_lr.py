@@ -16,12 +16,13 @@ from omegaconf import DictConfig, open_dict
 
 from resnet_lab.config import check, claim, composed
 from resnet_lab.screen import console
+from resnet_lab.style import GRID, MUTED, PALETTE
 
 FEWEST_STEPS = 20
 WINDOW = 0.7  # decades of the learning rate that one point of the smoothed loss is made from
 CLIP = 1.2  # times the first losses: what lies higher shall not pull the smoothed loss up with it
 NOISE = 4.0  # a fall of less than this many standard deviations of the loss is none
-BLUE, ORANGE, GREEN, GREY = "#0072B2", "#D55E00", "#009E73", "#68707b"  # Okabe and Ito's
+BLUE, ORANGE, GREEN = PALETTE[:3]
 
 
 @dataclass(frozen=True)
@@ -182,7 +183,7 @@ def draw(curve: Curve, title: str, path: Path) -> None:
     figure = Figure(figsize=(7.5, 4.4), layout="constrained")
     FigureCanvasAgg(figure)
     axes = figure.subplots()
-    axes.plot(curve.rates, curve.losses, ".", color=GREY, alpha=0.5, markersize=5, label="steps")
+    axes.plot(curve.rates, curve.losses, ".", color=MUTED, alpha=0.5, markersize=5, label="steps")
     axes.plot(curve.rates, curve.smoothed, color=BLUE, linewidth=2, label="smoothed")
     if curve.steepest is not None:
         rate, lowest = curve.rates[curve.steepest], curve.rates[curve.lowest]
@@ -199,7 +200,7 @@ def draw(curve: Curve, title: str, path: Path) -> None:
     axes.set_xlabel("learning rate")
     axes.set_ylabel("training loss of the batch (nats)")
     axes.set_title(title, loc="left", fontsize=11)
-    axes.grid(color="#dfe3e8", linewidth=0.7)
+    axes.grid(color=GRID, linewidth=0.7)
     axes.set_axisbelow(True)
     axes.spines[["top", "right"]].set_visible(False)
     figure.legend(frameon=False, loc="outside lower center", ncols=4, fontsize=9)
