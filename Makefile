@@ -38,7 +38,7 @@ $(READY): pyproject.toml constraints.txt
 train: $(READY) ## Train ResNet-20 on handwritten digits (about a minute on two cores)
 	@$(BIN)/python train.py $(ARGS)
 
-bench: $(READY) ## Measure this machine: the limit, this project, the common style (15 minutes)
+bench: $(READY) ## Measure this machine: the limit, this project, the common style (13 minutes)
 	@$(BIN)/resnet-lab bench $(ARGS)
 
 test: $(READY) ## Run the tests
