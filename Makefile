@@ -7,7 +7,7 @@ LOGDIR ?= outputs
 PORT ?= 6006
 
 .DEFAULT_GOAL := help
-.PHONY: help install train bench test test-slow lint format types tensorboard constraints clean
+.PHONY: help install train bench test test-slow test-faults lint format types tensorboard constraints clean
 
 help: ## Show this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-13s %s\n", $$1, $$2}'
@@ -46,6 +46,9 @@ test: $(READY) ## Run the tests
 
 test-slow: $(READY) ## Run the long tests as well
 	@$(BIN)/python -m pytest -q -m "" $(ARGS)
+
+test-faults: $(READY) ## Kill, freeze, fill and break things for half an hour; prints the figures
+	@$(BIN)/python -m pytest -q -m faults $(ARGS)
 
 lint: $(READY) ## Check style and format
 	@$(BIN)/ruff check . && $(BIN)/ruff format --check .

@@ -4,6 +4,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hydra import compose, initialize_config_dir
@@ -17,6 +18,24 @@ CONF = ROOT / "conf"
 def shared_cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """One cache of decoded images for the whole session."""
     return tmp_path_factory.mktemp("cache")
+
+
+FIGURES = pytest.StashKey[list[tuple[str, str]]]()
+
+
+@pytest.fixture
+def figure(request: pytest.FixtureRequest) -> Callable[[str, str], None]:
+    """`figure("flips caught", "400 of 400")`: a line for the table at the end of the session."""
+    lines = request.config.stash.setdefault(FIGURES, [])
+    return lambda name, value: lines.append((name, value))
+
+
+def pytest_terminal_summary(terminalreporter: Any, config: pytest.Config) -> None:
+    lines = config.stash.get(FIGURES, [])
+    if lines:
+        terminalreporter.section("figures")
+        for name, value in lines:
+            terminalreporter.write_line(f"{name:<70} {value}")
 
 
 @pytest.fixture

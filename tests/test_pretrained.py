@@ -398,13 +398,7 @@ UNFREEZE = ("callbacks=[default,unfreeze]", "callbacks.unfreeze.after_epochs=1")
     [
         (5, ()),
         (9, ()),
-        (
-            7,
-            (
-                "+callbacks.last.every_n_train_steps=6",
-                "callbacks.last.save_on_train_epoch_end=null",
-            ),
-        ),
+        (7, ("callbacks.last.minutes=0",)),
     ],
 )
 def test_unfreezing_at_an_epoch_also_after_a_resume(config, trunk_run, tmp_path, stop_at, saves):

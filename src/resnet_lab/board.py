@@ -1,10 +1,16 @@
 """TensorBoard as this project uses it."""
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.utilities import rank_zero_only
+from tensorboard.backend.event_processing.event_file_loader import RawEventFileLoader
+from tensorboard.compat.proto.event_pb2 import Event
+from tensorboard.summary.writer.record_writer import RecordWriter
+
+BY_STEP = ("lr", "train/loss_step")  # what is logged every so many steps; all else ends an epoch
 
 
 class Board(TensorBoardLogger):
@@ -32,9 +38,35 @@ class Board(TensorBoardLogger):
             }
             super().log_metrics(by_epoch, int(epoch) + 1)
 
+    def go_on(self, step: int, epochs: int, steps_of_epochs: int) -> None:
+        """Before a resumed run writes: take away what it will write again.
+
+        Its points are those after `step` of what is logged in steps, and those after the last of
+        `epochs` (at `steps_of_epochs`) of what is logged at epochs' ends.
+        """
+
+        def stays(event: Event, tag: str) -> bool:
+            if tag.startswith(("final/", "test/", "_hparams_/")):
+                return False
+            if tag.startswith("by_epoch/"):
+                return bool(event.step <= epochs)
+            return bool(event.step <= (step if tag in BY_STEP else steps_of_epochs))
+
+        for path in Path(self.log_dir).glob("events.out.tfevents.*"):
+            part = path.with_name(f".{path.name}.part")
+            with part.open("wb") as file:
+                writer = RecordWriter(file)
+                for record in RawEventFileLoader(str(path)).Load():
+                    event = Event.FromString(record)
+                    if all(stays(event, value.tag) for value in event.summary.value):
+                        writer.write(record)
+                writer.flush()
+            part.replace(path)
+
     @rank_zero_only
     def save(self) -> None:
-        """Lightning's would add hparams.yaml; the run folder has the whole config already."""
+        """Bring to the disk what was logged. (Lightning's would add hparams.yaml besides.)"""
+        self.experiment.flush()
 
     @rank_zero_only
     def log_config(self, text: str) -> None:

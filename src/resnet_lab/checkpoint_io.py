@@ -1,5 +1,6 @@
-"""How checkpoints reach the disk."""
+"""How checkpoints reach the disk, and come back from it."""
 
+import logging
 import os
 import zipfile
 from pathlib import Path
@@ -8,6 +9,8 @@ from typing import Any
 import torch
 from lightning.fabric.plugins.io import CheckpointIO
 
+log = logging.getLogger(__name__)
+
 
 class DurableCheckpointIO(CheckpointIO):
     """A checkpoint is there whole or not at all, and holds plain data only.
@@ -15,28 +18,40 @@ class DurableCheckpointIO(CheckpointIO):
     Written beside its place and moved over it once it is on the disk: whatever happens during a
     save, the file of that name is the old one or the new one. (Lightning's own goes through the
     system's temporary folder, which may be another file system, where a move is a copy.)
+
+    With the storage option `previous`, a path in the same folder, the old file is kept there.
     """
 
     def save_checkpoint(
-        self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any = None
+        self,
+        checkpoint: dict[str, Any],
+        path: str | Path,
+        storage_options: dict[str, Path] | None = None,
     ) -> None:
+        """Raises ValueError, a sentence, where the disk is full or the folder cannot be written."""
         path = Path(path)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        part = path.with_name(f".{path.name}.{os.getpid()}.part")
+        # What a killed save leaves behind is overwritten by the next one.
+        part = path.with_name(f".{path.name}.part")
         try:
+            path.parent.mkdir(parents=True, exist_ok=True)
             with part.open("wb") as file:
                 torch.save(checkpoint, file)
                 file.flush()
                 os.fsync(file.fileno())
+            if storage_options and path.exists():
+                path.replace(storage_options["previous"])
             part.replace(path)
-        except BaseException:
+            _sync_folder(path.parent)
+        except BaseException as error:
             part.unlink(missing_ok=True)
-            raise
-        folder = os.open(path.parent, os.O_RDONLY)
-        try:
-            os.fsync(folder)
-        finally:
-            os.close(folder)
+            # torch's writer makes a RuntimeError of a failed write.
+            if not isinstance(error, OSError | RuntimeError):
+                raise
+            raise ValueError(
+                f"cannot write the checkpoint {path} ({str(error).splitlines()[0]}); those "
+                "written before are as they were. Make room, or make the folder writable, and go "
+                f"on with resume={path.parent.parent}"
+            ) from error
 
     def load_checkpoint(
         self, path: str | Path, map_location: Any = None, weights_only: bool | None = None
@@ -48,25 +63,61 @@ class DurableCheckpointIO(CheckpointIO):
         Path(path).unlink(missing_ok=True)
 
 
+def _sync_folder(folder: Path) -> None:
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
 def load(path: str | Path, map_location: Any = "cpu") -> dict[str, Any]:
-    """The contents of a checkpoint file, which must be plain data (`weights_only`)."""
-    checkpoint: dict[str, Any] = torch.load(path, map_location=map_location, weights_only=True)
-    return checkpoint
+    """The contents of a checkpoint file, which must be plain data (`weights_only`).
 
-
-def load_weights(path: Path) -> dict[str, torch.Tensor]:
-    """The `state_dict` of a checkpoint file, on the CPU; ValueError where the file is damaged."""
+    ValueError where the file is missing or damaged: torch.load itself compares no checksum, and
+    most flipped bits would go unnoticed.
+    """
     try:
         with zipfile.ZipFile(path) as archive:
-            damaged = archive.testzip()  # torch.load itself compares no checksum
+            damaged = archive.testzip()
         if damaged is not None:
             raise zipfile.BadZipFile(f"wrong checksum of {damaged}")
-        weights: dict[str, torch.Tensor] = load(path)["state_dict"]
+        checkpoint: dict[str, Any] = torch.load(path, map_location=map_location, weights_only=True)
     except FileNotFoundError as error:
         raise ValueError(f"{path}: there is no such checkpoint.") from error
-    except Exception as error:  # whatever the bytes lead torch's reader to
+    except Exception as error:  # whatever the bytes lead these readers to
         reason = str(error).strip().splitlines() or [type(error).__name__]
         raise ValueError(
             f"{path} is damaged, or no checkpoint of a run ({reason[0]}); name another one."
         ) from error
+    return checkpoint
+
+
+def load_weights(path: Path) -> dict[str, torch.Tensor]:
+    """The `state_dict` of a checkpoint file, on the CPU; ValueError as from `load`."""
+    checkpoint = load(path)
+    if not isinstance(checkpoint, dict) or not isinstance(checkpoint.get("state_dict"), dict):
+        raise ValueError(f"{path} is no checkpoint of a run; name another one.")
+    weights: dict[str, torch.Tensor] = checkpoint["state_dict"]
     return weights
+
+
+def newest(run_dir: Path) -> tuple[Path, dict[str, Any]]:
+    """The checkpoint to go on from: last.ckpt, or, where that is damaged, the one before it.
+
+    Returns its file and what it holds.
+
+    ValueError where there is none that is whole.
+    """
+    faults = []
+    for name in ("last.ckpt", "previous.ckpt"):
+        path = run_dir / "checkpoints" / name
+        try:
+            checkpoint = load(path)
+        except ValueError as error:
+            faults.append(str(error))
+            continue
+        for fault in faults:
+            log.warning(f"{fault.removesuffix('; name another one.')}; going on from {name}")
+        return path, checkpoint
+    raise ValueError(f"resume={run_dir}: nothing to go on from. " + " ".join(faults))

@@ -41,6 +41,16 @@ class Tally(Metric):
         self.correct += (logits.argmax(dim=1) == labels).sum()
         self.count += (labels >= 0).sum()
 
+    def sums(self) -> dict[str, Tensor]:
+        """What has been added up so far."""
+        return {name: getattr(self, name).clone() for name in ("loss_sum", "correct", "count")}
+
+    def add(self, sums: dict[str, Tensor]) -> None:
+        """Go on from the `sums` of another tally."""
+        for name, value in sums.items():
+            getattr(self, name).add_(value.to(self.device))
+        self._update_count += 1  # else `compute` warns that nothing was added up yet
+
     def compute(self) -> dict[str, Tensor]:
         return {"loss": self.loss_sum / self.count, "acc": self.correct / self.count}
 
@@ -98,6 +108,14 @@ class Classifier(LightningModule):
 
     def test_step(self, batch: Batch, batch_idx: int) -> Tensor:
         return self._evaluate(batch, self.test_tally)  # logits, for the callbacks that look at them
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        with self.train_tally.sync_context(should_sync=self.trainer.world_size > 1):
+            checkpoint["train_tally"] = self.train_tally.sums()
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        if self.trainer.is_global_zero:  # the sums of all ranks; the others begin at zero
+            self.train_tally.add(checkpoint["train_tally"])
 
     def _close(self, split: str, tally: Tally) -> None:
         scores = {f"{split}/{name}": value.float() for name, value in tally.compute().items()}

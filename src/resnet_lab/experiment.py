@@ -7,14 +7,16 @@ import logging
 import os
 import platform
 import shlex
+import signal
 import subprocess
 import sys
 import time
+import traceback
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -25,6 +27,8 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.utils import instantiate
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import Trainer, seed_everything
+from lightning.pytorch.strategies import DDPStrategy
+from lightning.pytorch.utilities import rank_zero_only
 from omegaconf import DictConfig, OmegaConf
 from torch import nn
 
@@ -33,6 +37,7 @@ from resnet_lab.board import Board
 from resnet_lab.callbacks.compile_net import CompileNet
 from resnet_lab.callbacks.confusion_matrix import ConfusionMatrix
 from resnet_lab.callbacks.epoch_log import EpochLog
+from resnet_lab.callbacks.last_checkpoint import position
 from resnet_lab.classifier import Classifier
 from resnet_lab.config import (
     PRETRAINED,
@@ -48,6 +53,12 @@ from resnet_lab.data.sources import Source
 from resnet_lab.models.complexity import Complexity, count
 from resnet_lab.models.pretrained import Pretrained, preprocessing
 from resnet_lab.screen import duration
+from resnet_lab.stop import Stopped
+
+try:
+    import fcntl
+except ImportError:  # Windows
+    fcntl = None  # type: ignore[assignment]
 
 FUSED = {"torch.optim.SGD", "torch.optim.Adam", "torch.optim.AdamW"}
 FEW_FOR_BATCHNORM = 16  # images: below, one batch's mean and variance say little about the data's
@@ -116,6 +127,7 @@ def build(cfg: DictConfig) -> Parts:
             callbacks=[instantiate(c) for c in (cfg.callbacks or {}).values()],
             logger=[instantiate(c) for c in (cfg.logger or {}).values()],
             plugins=[checkpoint_io.DurableCheckpointIO()],
+            max_time=None,  # LastCheckpoint sees to it: Lightning would call the epoch done
             _convert_="all",
         )
     except Exception as error:
@@ -123,6 +135,8 @@ def build(cfg: DictConfig) -> Parts:
         if isinstance(cause, MisconfigurationException | ValueError):
             raise ValueError(f"trainer: {' '.join(str(cause).split())}") from error
         raise
+    if isinstance(trainer.strategy, DDPStrategy):
+        trainer.strategy._timeout = timedelta(seconds=cfg.rank_timeout)
     if cfg.data.batch_size % trainer.world_size:  # trainer.devices=auto: known only now
         raise ValueError(undivided(cfg.data.batch_size, trainer.world_size))
     return Parts(cfg, datamodule, net, classifier, trainer, count(net, datamodule.image_size))
@@ -331,16 +345,24 @@ def device_name(device: torch.device) -> str:
 def train(cfg: DictConfig) -> dict[str, Any]:
     """Train, choose the best epoch by validation, test it once; returns what result.json holds.
 
-    Everything is written into `cfg.run_dir`, which must be this run's own.
+    Everything is written into `cfg.run_dir`, which must be this run's own. With `cfg.resume` it
+    goes on from the newest whole checkpoint there. `Stopped` where the run was told to stop;
+    ValueError where it cannot go on, with what to do.
     """
-    with known_warnings():
+    run_dir = Path(cfg.run_dir)
+    with known_warnings(), _alone_in(run_dir), _parent_and_child():
         parts = build(cfg)
         cfg, trainer, classifier = parts.cfg, parts.trainer, parts.classifier
         if not trainer.is_global_zero:
             logging.getLogger().setLevel(logging.WARNING)
-        run_dir = Path(cfg.run_dir)
         result = _describe(parts)
-        if cfg.resume:  # the command that says what the run is, not the one that went on with it
+        checkpoint = None
+        if cfg.resume:
+            checkpoint, state = checkpoint_io.newest(run_dir)
+            if trainer.is_global_zero:
+                for board in (logger for logger in trainer.loggers if isinstance(logger, Board)):
+                    board.go_on(**position(state))
+            # The command that says what the run is, not the one that went on with it.
             result["command"] = _told(run_dir / "result.json").get("command", result["command"])
         _begin(parts, run_dir, result)
         callbacks = {type(c): c for c in trainer.callbacks}  # type: ignore[attr-defined]
@@ -348,15 +370,14 @@ def train(cfg: DictConfig) -> dict[str, Any]:
         confusion = callbacks.get(ConfusionMatrix)
         began = time.monotonic()
         try:
-            newest = run_dir / "checkpoints" / "last.ckpt" if cfg.resume else None
-            trainer.fit(classifier, datamodule=parts.datamodule, ckpt_path=newest)
+            trainer.fit(classifier, datamodule=parts.datamodule, ckpt_path=checkpoint)
             result.update(epochs=trainer.current_epoch, steps=trainer.global_step)
             best = run_dir / "checkpoints" / "best.ckpt"
             if best.exists():
-                checkpoint = checkpoint_io.load(best)
-                classifier.load_state_dict(checkpoint["state_dict"])
-                result.update(best_epoch=checkpoint["epoch"] + 1)
-                result.update(_row(run_dir / "metrics.csv", checkpoint["epoch"] + 1))
+                chosen = checkpoint_io.load(best)
+                classifier.load_state_dict(chosen["state_dict"])
+                result.update(best_epoch=chosen["epoch"] + 1)
+                result.update(_row(run_dir / "metrics.csv", chosen["epoch"] + 1))
             test = trainer.test(classifier, datamodule=parts.datamodule, verbose=False)[0]
             result.update({key: float(value) for key, value in test.items()})
             if confusion is not None:
@@ -365,7 +386,16 @@ def train(cfg: DictConfig) -> dict[str, Any]:
         except BaseException as error:
             interrupted = isinstance(error, KeyboardInterrupt | SystemExit)
             result["status"] = "interrupted" if interrupted else "failed"
-            result["error"] = f"{type(error).__name__}: {error}"
+            result["error"] = str(error) if interrupted else f"{type(error).__name__}: {error}"
+            if isinstance(error, Stopped):
+                log.info(f"\n{error}; go on with: python train.py resume={_shown(run_dir)}")
+            if _is_out_of_memory(error):
+                raise ValueError(
+                    f"out of memory ({str(error).splitlines()[0]}). data.batch_size is "
+                    f"{cfg.data.batch_size}; try half of it with a learning rate of half the size, "
+                    f"or keep it with trainer.accumulate_grad_batches=2, or a smaller net "
+                    "(model.width), or trainer.precision=bf16-mixed."
+                ) from error
             raise
         finally:
             result["seconds"] = round(time.monotonic() - began, 3)
@@ -378,6 +408,60 @@ def train(cfg: DictConfig) -> dict[str, Any]:
         if trainer.is_global_zero:
             _close(parts, run_dir, result)
         return result
+
+
+def _is_out_of_memory(error: BaseException) -> bool:
+    """Of a GPU, or of the host as torch's allocator says it."""
+    return isinstance(error, torch.OutOfMemoryError | MemoryError) or (
+        isinstance(error, RuntimeError) and "not enough memory" in str(error)
+    )
+
+
+@contextmanager
+def _alone_in(run_dir: Path) -> Iterator[None]:
+    """Nobody else trains in this folder; ValueError where somebody does.
+
+    The processes of one run share it: the first holds it for all.
+    """
+    first = rank_zero_only.rank == 0 and os.environ.get("NODE_RANK", "0") == "0"  # type: ignore[attr-defined]
+    if fcntl is None or not first:
+        yield
+        return
+    run_dir.mkdir(parents=True, exist_ok=True)
+    folder = os.open(run_dir, os.O_RDONLY)
+    try:
+        fcntl.flock(folder, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError as error:
+        raise ValueError(
+            f"{run_dir}: another process is training in it; wait for it, or stop it."
+        ) from error
+    except OSError:
+        log.debug("this file system has no locks")
+    try:
+        yield
+    finally:
+        os.close(folder)
+
+
+@contextmanager
+def _parent_and_child() -> Iterator[None]:
+    """In a process that another one of the run has started: neither outlives the other (Linux).
+
+    The parent of a process that fails hears of it, unless it is frozen.
+    """
+    if sys.platform != "linux" or os.environ.get("LOCAL_RANK", "0") == "0":
+        yield
+        return
+    parent = os.getppid()
+    ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG
+    try:
+        yield
+    except Exception:
+        state = Path(f"/proc/{parent}/stat").read_text().rpartition(")")[2].split()[0]
+        if state == "T":
+            traceback.print_exc()  # this process goes with it
+            os.kill(parent, signal.SIGKILL)
+        raise
 
 
 def _describe(parts: Parts) -> dict[str, Any]:

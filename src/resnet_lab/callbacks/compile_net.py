@@ -26,17 +26,28 @@ class CompileNet(Callback):
     Only the net is compiled, in place, so that checkpoints keep their names; every shape gets a
     graph of its own (training batches are all full, evaluation batches padded). One training and
     one evaluation batch of zeros are run to have it done before the clock starts; they leave no
-    trace in weights, buffers or random numbers. Where anything fails, the net stays as it was.
+    trace in weights, buffers or random numbers. Where anything fails, the net stays as it was. With
+    "auto" a resumed run does what it did before: compiled nets round differently.
     """
 
     def __init__(self, wish: bool | str = "auto") -> None:
         self.wish = wish
         self.compiled = False
+        self._before: bool | None = None  # what a run that is resumed did
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"compiled": self.compiled}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self._before = state_dict["compiled"]
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         device = pl_module.device.type
         steps = trainer.estimated_stepping_batches * trainer.accumulate_grad_batches
-        wanted, reason = decide(self.wish, device, steps - trainer.global_step)
+        if self.wish == "auto" and self._before is not None:
+            wanted, reason = self._before, "as before the stop (compile=auto)"
+        else:
+            wanted, reason = decide(self.wish, device, steps)
         log.info(f"{'compile':<12}{'yes' if wanted else 'no'}: {reason}")
         if not wanted:
             return

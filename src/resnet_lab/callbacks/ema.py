@@ -28,6 +28,7 @@ class EMA(Callback):
         self._weights: dict[str, Tensor] = {}  # those of the net itself, not copies
         self._average: dict[str, Tensor] = {}
         self._step = 0
+        self._swapped = False  # whether the net holds the average, and `_average` the weights
 
     def on_load_checkpoint(
         self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]
@@ -57,6 +58,7 @@ class EMA(Callback):
             trained = weight.clone()
             weight.copy_(self._average[name])
             self._average[name].copy_(trained)
+        self._swapped = not self._swapped
 
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._swap()
@@ -67,13 +69,14 @@ class EMA(Callback):
     def on_save_checkpoint(
         self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]
     ) -> None:
-        trained = checkpoint["state_dict"]
+        in_net = checkpoint["state_dict"]
+        other = {**in_net, **self._average}
+        trained, average = (other, in_net) if self._swapped else (in_net, other)
         checkpoint["weights_in_training"] = trained
-        checkpoint["state_dict"] = {**trained, **self._average}
+        checkpoint["state_dict"] = average
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        for name, weight in self._weights.items():
-            weight.copy_(self._average[name])
+        self._swap()
 
 
 def _floating(state: dict[str, Tensor]) -> dict[str, Tensor]:

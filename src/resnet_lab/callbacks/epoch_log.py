@@ -41,7 +41,7 @@ class EpochLog(Callback):
         self.train_seconds = 0.0
         self._epoch_images = 0
         self._epoch_seconds = 0.0
-        self._since = 0.0
+        self._since: float | None = None  # while the clock runs
         self._validated = False
 
     @property
@@ -50,13 +50,22 @@ class EpochLog(Callback):
         return self.images / self.train_seconds if self.train_seconds else 0.0
 
     def state_dict(self) -> dict[str, Any]:
-        return {"images": self.images, "train_seconds": self.train_seconds}
+        running = 0.0 if self._since is None else time.monotonic() - self._since
+        return {
+            "images": self.images,
+            "train_seconds": self.train_seconds,
+            "epoch_images": self._epoch_images,
+            "epoch_seconds": self._epoch_seconds + running,
+        }
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         self.images = state_dict["images"]
         self.train_seconds = state_dict["train_seconds"]
+        self._epoch_images = state_dict["epoch_images"]
+        self._epoch_seconds = state_dict["epoch_seconds"]
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._since = time.monotonic()  # resumed in mid-epoch, that epoch's start is over
         # After a resume: epochs that the checkpoint does not know are trained again.
         if trainer.is_global_zero and self.path.exists():
             with self.path.open(newline="") as file:
@@ -78,7 +87,9 @@ class EpochLog(Callback):
     def _stop_clock(self, pl_module: LightningModule) -> None:
         if pl_module.device.type == "cuda":
             torch.cuda.synchronize(pl_module.device)  # steps are queued, not done
-        self._epoch_seconds += time.monotonic() - self._since
+        if self._since is not None:
+            self._epoch_seconds += time.monotonic() - self._since
+        self._since = None
 
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if trainer.training or trainer.validating:

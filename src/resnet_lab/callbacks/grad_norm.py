@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from itertools import cycle
 from math import hypot
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
@@ -83,10 +83,17 @@ class GradNorm(Callback):
                 writer.writeheader()
                 writer.writerows(r for r in known if int(r["epoch"]) <= trainer.current_epoch)
 
-    def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         steps = -(-int(trainer.num_training_batches) // trainer.accumulate_grad_batches)
         self._chosen = {steps * i // self.samples for i in range(self.samples)}
+
+    def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._measured = []
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"initial": self._initial, "measured": self._measured}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self._initial, self._measured = state_dict["initial"], state_dict["measured"]
 
     def on_before_optimizer_step(
         self, trainer: Trainer, pl_module: LightningModule, optimizer: Optimizer

@@ -12,6 +12,7 @@ from torch.utils.data import DataLoader, Dataset
 from resnet_lab.data.decode import evaluation_zoom, fit, random_resized_crop
 from resnet_lab.data.plan import AREA, FLIP, LEFT, RATIO, TOP, EvalPlan, TrainPlan
 from resnet_lab.data.sources import Source
+from resnet_lab.stop import spare_worker
 
 WORKER_TIMEOUT = 300  # seconds for one batch: a worker that hangs ends the run, not stalls it
 
@@ -190,6 +191,7 @@ class Batches:
                 num_workers=workers,
                 persistent_workers=workers > 0,
                 pin_memory=pin_memory,
+                worker_init_fn=spare_worker,
                 timeout=WORKER_TIMEOUT if workers else 0,
                 generator=torch.Generator(),  # else it draws from the global one
             )

@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from resnet_lab.screen import console
+from resnet_lab.stop import STATUS, TIME_IS_OVER
 from resnet_lab.sweep.grid import ROOT_GROUP, Job, differences
 
 try:
@@ -31,8 +32,8 @@ except ImportError:  # Windows, where jobs cannot be forked either
 
 LAST_LINES = 40
 DONE = ("finished", "fast_dev_run")  # what result.json says of a run that came to its end
-# How a process ends that was told to stop from outside: by SIGINT and by SIGTERM.
-STOPPED = (128 + signal.SIGINT, 128 + signal.SIGTERM)
+# How a run ends that was told to stop: by a signal, or by trainer.max_time.
+STOPPED = (*STATUS.values(), TIME_IS_OVER)
 
 
 def read(path: Path) -> dict[str, Any] | None:

@@ -1,0 +1,272 @@
+"""The checkpoint that a run goes on from, and the moments at which the run may stop."""
+
+import logging
+import signal
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch.callbacks import Checkpoint, Timer
+from lightning.pytorch.loops.evaluation_loop import RestartStage
+from torch import Tensor
+
+from resnet_lab.stop import STATUS, TIME_IS_OVER, Signals, Stopped
+
+ASK_SECONDS = 0.5  # how often the processes of a run ask each other whether to stop
+GO_ON, SAVE, TIME, SIGNAL = range(4)  # a wish; from SIGNAL on: SIGNAL plus the signal's number
+
+log = logging.getLogger(__name__)
+
+
+class LastCheckpoint(Checkpoint):
+    """Keeps `last.ckpt`: all that is needed to go on, bit for bit as if nothing had happened.
+
+    It is written at the end of every epoch, before every validation, every `minutes`, and when
+    the run is told to stop; the one before it stays as `previous.ckpt`.
+
+    SIGTERM, SIGINT, SIGUSR1 and SIGHUP, sent to any of the run's processes, let the step in hand
+    be finished, then all of them save and end (`Stopped`); so does the end of `max_time`. A second
+    signal ends its process at once.
+
+    Lightning's own SIGTERM handler takes part in a collective operation, and hangs where only one
+    of several processes was told. Here the wish waits for the end of a step. All processes have a
+    say twice a second or so, in an all-reduce of two numbers on the host; the number of steps from
+    one such meeting to the next is agreed on at each.
+
+    Args:
+        dirpath: folder of the two files.
+        minutes: at most this much work is lost when the run is killed.
+        max_time: "DD:HH:MM:SS", or the arguments of a timedelta, from when training starts in
+            this process; None is no limit.
+    """
+
+    def __init__(
+        self,
+        dirpath: str,
+        minutes: float = 10.0,
+        max_time: str | dict[str, int] | None = None,
+    ) -> None:
+        self.path = Path(dirpath, "last.ckpt")
+        self.seconds = minutes * 60
+        self.time_limit = Timer(max_time).time_remaining()
+        self._signals = Signals()
+        self._deadline = float("inf")
+        self._save_due = float("inf")
+        self._wish = GO_ON
+        self._meeting = _Meeting()
+        self._epoch_over = False
+        self._steps_of_epochs = 0  # optimizer steps of the epochs that are over
+        self._position: str | None = None  # while one of our own is being written
+        self._loaded: dict[str, Any] = {}
+
+    # ------------------------------------------------------------------ when
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        self._signals.catch()
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._signals.catch()  # Lightning has put its own handler there since
+        self._meeting = _Meeting(trainer.world_size)
+        now = time.monotonic()
+        self._save_due = now + self.seconds
+        self._deadline = now + (float("inf") if self.time_limit is None else self.time_limit)
+        if self._loaded:
+            self._go_on(trainer)
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        self._ask()
+        loop = trainer.fit_loop.epoch_loop
+        if loop._should_accumulate():
+            return  # gradients are under way, which no checkpoint holds
+        loop._batches_that_stepped = trainer.global_step - 1  # a resume miscounts it, for loggers
+        if loop._should_check_val_fx(trainer.fit_loop._data_fetcher):  # type: ignore[arg-type]
+            self._save(trainer, "before validation")
+        elif loop._num_ready_batches_reached():
+            return  # the epoch's end comes at once
+        elif self._wish != GO_ON:
+            self._save(trainer, "in an epoch")
+        self._stop_if_asked(trainer)
+
+    def on_validation_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, *_: Any, **__: Any
+    ) -> None:
+        if trainer.training or trainer.validating:
+            self._ask()
+            self._stop_if_asked(trainer)  # it has been saved
+
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._epoch_over = True
+
+    # Not in on_train_epoch_end: the loggers get the epoch's figures only after it.
+    def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if self._epoch_over:
+            self._close_epoch(trainer)
+            self._ask()
+            self._stop_if_asked(trainer)
+
+    def _close_epoch(self, trainer: Trainer) -> None:
+        self._epoch_over = False
+        self._steps_of_epochs = trainer.global_step
+        self._save(trainer, "between epochs")
+
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if self._epoch_over:
+            self._close_epoch(trainer)
+        self._deadline = float("inf")  # what is left is the test
+
+    def on_test_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._signals.catch()
+        self._meeting = _Meeting(trainer.world_size)
+
+    def on_test_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, *_: Any, **__: Any
+    ) -> None:
+        self._ask()
+        self._stop_if_asked(trainer)
+
+    def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        self._signals.let_go()
+
+    # ------------------------------------------------------------------ stopping
+
+    def _ask(self) -> None:
+        own, now = GO_ON, time.monotonic()
+        if self._signals.received:
+            own = SIGNAL + self._signals.received
+        elif now >= self._deadline:
+            own = TIME
+        elif now >= self._save_due:
+            own = SAVE
+        self._wish = max(self._wish, self._meeting.agree(own))
+
+    def _stop_if_asked(self, trainer: Trainer) -> None:
+        if self._wish < TIME:
+            return
+        if self._wish == TIME:
+            reason, status = "trainer.max_time is over", TIME_IS_OVER
+        else:
+            number = signal.Signals(self._wish - SIGNAL)
+            reason, status = f"stopped by {number.name}", STATUS[number]
+        environment = getattr(trainer.strategy, "cluster_environment", None)
+        if environment is not None and not environment.creates_processes_externally:
+            # Lightning kills the first process as soon as one that it has started fails.
+            status = status if trainer.is_global_zero else 0
+        raise Stopped(f"{reason} at step {trainer.global_step}", status)
+
+    # ------------------------------------------------------------------ saving
+
+    def _save(self, trainer: Trainer, position: str) -> None:
+        self._wish = GO_ON if self._wish == SAVE else self._wish
+        if trainer.fast_dev_run:  # type: ignore[attr-defined]
+            return
+        for logger in trainer.loggers:
+            logger.save()  # what is written must not be behind the checkpoint
+        self._position = position
+        trainer.save_checkpoint(
+            self.path, storage_options={"previous": self.path.with_name("previous.ckpt")}
+        )
+        self._position = None
+        self._save_due = time.monotonic() + self.seconds
+
+    def state_dict(self) -> dict[str, Any]:
+        return {
+            "position": self._position,
+            "steps_of_epochs": self._steps_of_epochs,
+            "random": _random_state(),
+        }
+
+    def on_save_checkpoint(
+        self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]
+    ) -> None:
+        if self._position is None:
+            return  # another's checkpoint
+        loops = checkpoint["loops"]["fit_loop"]
+        _reset(loops["epoch_loop.val_loop.batch_progress"])
+        batches = loops["epoch_loop.batch_progress"]
+        if self._position == "between epochs":
+            checkpoint["callbacks"][self.state_key]["finished"] = trainer.should_stop
+            for counts in loops["epoch_progress"].values():
+                counts["ready"] = counts["started"] = counts["completed"] = counts["processed"]
+            _reset(batches, keep_total=True)
+        for counts in (batches["total"], batches["current"]):
+            counts["completed"] = counts["processed"]  # the batch whose end this hook belongs to
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self._loaded = state_dict
+        self._steps_of_epochs = state_dict["steps_of_epochs"]
+
+    def _go_on(self, trainer: Trainer) -> None:
+        if self._loaded["position"] == "before validation":
+            # Lightning would take the last batch of an epoch for the end of it.
+            trainer.fit_loop.epoch_loop.val_loop._restart_stage = (
+                RestartStage.RESTARTED_MID_EVALUATION
+            )
+        trainer.should_stop = self._loaded.get("finished", False)
+        _set_random_state(self._loaded["random"])
+        self._loaded = {}
+
+
+def position(checkpoint: dict[str, Any]) -> dict[str, int]:
+    """Where a checkpoint of ours stands.
+
+    step: optimizer steps done. epochs: epochs that are over, validation included, and
+    steps_of_epochs: the steps up to their end.
+    """
+    state = checkpoint["callbacks"][LastCheckpoint.__qualname__]
+    return {
+        "step": checkpoint["global_step"],
+        "epochs": checkpoint["epoch"],
+        "steps_of_epochs": state["steps_of_epochs"],
+    }
+
+
+class _Meeting:
+    """Where the processes of a run agree on the largest of their wishes, every so many calls."""
+
+    def __init__(self, world_size: int = 1) -> None:
+        self._alone = world_size == 1
+        self._calls, self._next = 0, 1
+        self._since = time.monotonic()
+        self._group: Any = None
+        if not self._alone and torch.distributed.get_backend() != "gloo":
+            self._group = torch.distributed.new_group(backend="gloo")  # on the host, no GPU waits
+
+    def agree(self, wish: int) -> int:
+        """The largest wish of all; 0 between two meetings. To be called by all, equally often."""
+        if self._alone:
+            return wish
+        self._calls += 1
+        if self._calls < self._next:
+            return 0
+        now = time.monotonic()
+        pace = (now - self._since) / self._calls
+        calls = min(50, max(1, int(ASK_SECONDS / pace))) if pace > 0 else 50
+        told = torch.tensor([wish, -calls])
+        torch.distributed.all_reduce(told, torch.distributed.ReduceOp.MAX, group=self._group)
+        self._calls, self._since = 0, now
+        self._next = -int(told[1])
+        return int(told[0])
+
+
+def _reset(progress: dict[str, Any], keep_total: bool = False) -> None:
+    for name in ("current",) if keep_total else ("current", "total"):
+        progress[name] = dict.fromkeys(progress[name], 0)
+    progress["is_last_batch"] = False
+
+
+def _random_state() -> dict[str, Tensor]:
+    """Of torch's generators, on the host and, where there is one, on this process's GPU."""
+    state = {"cpu": torch.get_rng_state()}
+    if torch.cuda.is_available() and torch.cuda.is_initialized():
+        state["cuda"] = torch.cuda.get_rng_state()
+    return state
+
+
+def _set_random_state(state: dict[str, Tensor]) -> None:
+    torch.set_rng_state(state["cpu"].cpu())
+    if "cuda" in state and torch.cuda.is_available():
+        torch.cuda.set_rng_state(state["cuda"].cpu())

@@ -1,0 +1,88 @@
+"""How a run is told to stop from outside, and how it then ends."""
+
+import os
+import signal
+import threading
+from types import FrameType
+from typing import Any
+
+# The usual notices, and the exit status that says so. SIGUSR1 announces a preemption.
+STATUS = {signal.SIGTERM: 143, signal.SIGINT: 130, signal.SIGUSR1: 143, signal.SIGHUP: 129}
+TIME_IS_OVER = 124  # as timeout(1) ends
+
+
+class Stopped(SystemExit):
+    """A run ends because it was told to; where it stands has been saved.
+
+    reason: for people. code: the exit status.
+    """
+
+    def __init__(self, reason: str, code: int) -> None:
+        super().__init__(code)
+        self.reason = reason
+
+    def __str__(self) -> str:
+        return self.reason
+
+
+class Signals:
+    """Remembers the first signal of `STATUS` as `received`; the second ends the process at once.
+
+    A thread reads what the C handler writes: the main thread may wait for another process, deep in
+    a collective operation, and would not hear of anything.
+    """
+
+    def __init__(self) -> None:
+        self.received = 0
+        self._before: dict[int, Any] = {}
+        self._pipe: tuple[int, int] | None = None
+
+    def catch(self) -> None:
+        """From now on; what the process ignores (a job of nohup, say) it goes on ignoring."""
+        if threading.current_thread() is not threading.main_thread():
+            return  # Python handles signals in that one alone
+        if self._pipe is None:
+            self._pipe = os.pipe()
+            os.set_blocking(self._pipe[1], False)
+            signal.set_wakeup_fd(self._pipe[1], warn_on_full_buffer=False)
+            threading.Thread(target=self._listen, args=self._pipe[:1], daemon=True).start()
+        for number in STATUS:
+            handler = signal.getsignal(number)
+            if handler not in (signal.SIG_IGN, _nothing):
+                self._before.setdefault(number, handler)
+                signal.signal(number, _nothing)
+
+    def let_go(self) -> None:
+        """Put back the handlers that were there."""
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+        self._before.clear()
+        if self._pipe is not None:
+            signal.set_wakeup_fd(-1)
+            os.close(self._pipe[1])  # the thread ends
+            self._pipe = None
+
+    def _listen(self, pipe: int) -> None:
+        while numbers := os.read(pipe, 64):
+            for number in numbers:
+                if number in STATUS and self.received:
+                    os._exit(STATUS[number])  # type: ignore[index]
+                if number in STATUS:
+                    self.received = number
+        os.close(pipe)
+
+
+def _nothing(number: int, frame: FrameType | None) -> None:
+    pass
+
+
+def spare_worker(worker: int = 0) -> None:
+    """In a process that loads data: a signal to the whole group is for the run's first process.
+
+    That one needs its workers to finish the step. SIGTERM, by which they are also ended, ends them
+    five seconds later.
+    """
+    signal.set_wakeup_fd(-1)
+    for number in STATUS:
+        signal.signal(number, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, lambda *_: signal.alarm(5))
