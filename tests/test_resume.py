@@ -3,6 +3,7 @@
 import csv
 import json
 import os
+import shutil
 import signal
 from collections.abc import Callable
 from pathlib import Path
@@ -15,6 +16,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from resnet_lab import checkpoint_io, experiment
 from resnet_lab.callbacks.epoch_log import EpochLog
+from resnet_lab.callbacks.last_checkpoint import LastCheckpoint
 from resnet_lab.stop import Stopped
 
 # Four epochs of four steps in a second.
@@ -43,10 +45,13 @@ def run(cfg: DictConfig, stop: Callable[[Any], bool] | None = None, hook: str = 
     """Train; SIGTERM to this process where `stop(trainer)` holds. The exit status, 0 at the end."""
     name = f"on_{hook}_batch_end"
     before = getattr(EpochLog, name)
+    told = stop is None
 
     def watched(self: EpochLog, trainer: Any, *args: Any, **kwargs: Any) -> None:
+        nonlocal told
         before(self, trainer, *args, **kwargs)
-        if stop is not None and stop(trainer):
+        if not told and stop(trainer):
+            told = True  # a second signal would end this very process
             os.kill(os.getpid(), signal.SIGTERM)
 
     with pytest.MonkeyPatch.context() as patch:
@@ -58,8 +63,8 @@ def run(cfg: DictConfig, stop: Callable[[Any], bool] | None = None, hook: str = 
     return 0
 
 
-def at(step: int) -> Callable[[Any], bool]:
-    return lambda trainer: trainer.global_step == step
+def at(batch: int) -> Callable[[Any], bool]:
+    return lambda trainer: trainer.fit_loop.epoch_loop.total_batch_idx + 1 == batch
 
 
 def outcome(run_dir: Path) -> dict[str, Any]:
@@ -129,6 +134,12 @@ KINDS = {
         "trainer.max_steps=14",
         "scheduler=multistep",
     ),
+    "early stopping": (
+        *SMALL_NET,
+        "callbacks=[default,early_stopping]",
+        "callbacks.early_stopping.patience=2",
+        "callbacks.early_stopping.min_delta=1",  # nothing is an improvement: it ends after epoch 3
+    ),
     "dropout": (
         "model=pretrained",
         "model.trunk=resnet18",
@@ -140,9 +151,12 @@ KINDS = {
 }
 
 
+# ---------------------------------------------------------------------- in the default suite
+
+
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_chain_of_stops_changes_nothing(kind, whole, config, tmp_path):
-    """Stopped four times: in an epoch, at its last step, in validation, and at the step after."""
+    """Stopped four times: in an epoch, at its last batch, in validation, at the batch after."""
     expected = whole(*KINDS[kind])
     run_dir = tmp_path / "stopped"
     cfg = config(*TINY, *KINDS[kind], f"run_dir={run_dir}")
@@ -152,3 +166,104 @@ def test_a_chain_of_stops_changes_nothing(kind, whole, config, tmp_path):
         cfg = resumed(run_dir)
     assert run(cfg) == 0
     assert_same(expected, outcome(run_dir))
+
+
+def test_a_killed_run_forgets_what_it_will_write_again(whole, config, tmp_path):
+    """Killed between two checkpoints: figures and points after the last one are there already."""
+    expected = whole(*SMALL_NET)
+
+    class Killed(Exception):
+        pass
+
+    before = LastCheckpoint.on_train_epoch_end
+
+    def kill(self, trainer, pl_module):
+        before(self, trainer, pl_module)
+        if trainer.current_epoch == 2:
+            raise Killed
+
+    cfg = config(*TINY, *SMALL_NET, f"run_dir={tmp_path}/killed")
+    with pytest.MonkeyPatch.context() as patch:
+        # After the third epoch's row and points, before its checkpoint.
+        patch.setattr(
+            "resnet_lab.callbacks.last_checkpoint.LastCheckpoint.on_train_epoch_end", kill
+        )
+        with pytest.raises(Killed):
+            experiment.train(cfg)
+    assert len((tmp_path / "killed" / "metrics.csv").read_text().splitlines()) == 1 + 3
+    assert run(resumed(tmp_path / "killed")) == 0
+    assert_same(expected, outcome(tmp_path / "killed"))
+
+
+def test_a_damaged_checkpoint_costs_one_save(whole, config, tmp_path, caplog):
+    expected = whole(*SMALL_NET)
+    run_dir = tmp_path / "damaged"
+    assert run(config(*TINY, *SMALL_NET, f"run_dir={run_dir}"), at(10)) == 143
+    last = run_dir / "checkpoints" / "last.ckpt"
+    last.write_bytes(last.read_bytes()[:-1000])
+    assert run(resumed(run_dir)) == 0
+    assert "last.ckpt is damaged" in caplog.text
+    assert_same(expected, outcome(run_dir))
+
+
+# ---------------------------------------------------------------------- long: make test-faults
+
+
+@pytest.mark.faults
+@pytest.mark.parametrize("kind", KINDS)
+def test_every_step_of_every_kind(kind, whole, config, tmp_path, figure):
+    """One stop each, at every step and in every validation."""
+    expected = whole(*KINDS[kind])
+    batches = expected["loops"]["epoch_loop.batch_progress"]["total"]["ready"]
+    per_step = batches // expected["result"][2]
+    points = [(batch, "train") for batch in range(1, batches + 1)]
+    points += [(point[0] * per_step, "validation") for point in expected["points"]["val/loss"]]
+    survived = 0
+    for batch, hook in points:
+        run_dir = tmp_path / f"{hook}{batch}"
+        cfg = config(*TINY, *KINDS[kind], f"run_dir={run_dir}")
+        assert run(cfg, at(batch), hook) == 143, (batch, hook)
+        assert run(resumed(run_dir)) == 0
+        assert_same(expected, outcome(run_dir))
+        survived += 1
+        shutil.rmtree(run_dir)
+    figure(f"single stops survived bit for bit, {kind}", f"{survived} of {len(points)}")
+
+
+@pytest.mark.faults
+def test_all_pairs_of_steps(config, tmp_path, figure):
+    """Stopped at i, gone on, stopped at j, gone on to the end: for all pairs of 32 steps."""
+    options = (*TINY, *SMALL_NET, "trainer.max_epochs=8", "callbacks=[checkpoints,epoch_log]")
+
+    def end(run_dir: Path) -> dict[str, Any]:
+        last = checkpoint_io.load(run_dir / "checkpoints" / "last.ckpt")
+        kept = {key: last[key] for key in ("state_dict", "optimizer_states", "lr_schedulers")}
+        return kept | {"loops": last["loops"]["fit_loop"]}
+
+    assert run(config(*options, f"run_dir={tmp_path}/whole")) == 0
+    expected = end(tmp_path / "whole")
+    steps = expected["loops"]["epoch_loop.batch_progress"]["total"]["ready"]
+    assert steps == 32
+    survived, pairs = 0, 0
+    for first in range(1, steps):
+        start = tmp_path / "first"
+        assert run(config(*options, f"run_dir={start}"), at(first)) == 143
+        for second in range(first + 1, steps + 1):
+            pairs += 1
+            run_dir = tmp_path / "second"
+            shutil.copytree(start, run_dir)
+            cfg = resumed(run_dir)
+            cfg.run_dir = str(run_dir)
+            cfg.callbacks.last.dirpath = cfg.callbacks.best.dirpath = f"{run_dir}/checkpoints"
+            cfg.callbacks.epoch_log.run_dir = str(run_dir)
+            cfg.logger.tensorboard.save_dir = f"{run_dir}/tensorboard"
+            OmegaConf.save(cfg, run_dir / "config.yaml")
+            assert run(cfg, at(second)) == 143
+            assert run(resumed(run_dir)) == 0
+            assert_same(expected, end(run_dir), f"{first}, {second}")
+            survived += 1
+            shutil.rmtree(run_dir)
+        shutil.rmtree(start)
+    figure(
+        "chains of two stops survived bit for bit, all pairs of 32 steps", f"{survived} of {pairs}"
+    )

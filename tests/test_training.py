@@ -321,6 +321,7 @@ def test_two_devices_train_as_one(tmp_path, shared_cache):
                 "trainer.precision=32",
                 "optimizer.lr=0.01",
                 "data.crop_padding=2",
+                "trainer.max_epochs=5",
                 f"data.cache_dir={shared_cache}",
                 f"trainer.devices={devices}",
                 f"hydra.run.dir={run_dir}",
@@ -337,6 +338,13 @@ def test_two_devices_train_as_one(tmp_path, shared_cache):
     one, two = results
     assert (one["devices"], two["devices"]) == (1, 2)
     assert one["steps"] == two["steps"]
+    assert one["steps"] == 20
+    weights = [
+        checkpoint_io.load_weights(tmp_path / f"devices{n}" / "checkpoints" / "last.ckpt")
+        for n in (1, 2)
+    ]
+    for key, value in weights[0].items():
+        torch.testing.assert_close(value, weights[1][key], rtol=1e-4, atol=1e-5)
     assert one["test/loss"] == pytest.approx(two["test/loss"], rel=1e-4)
     assert one["val/loss"] == pytest.approx(two["val/loss"], rel=1e-4)
     assert sorted(p.name for p in tmp_path.iterdir()) == ["devices1", "devices2"]

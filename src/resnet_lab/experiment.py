@@ -413,7 +413,7 @@ def train(cfg: DictConfig) -> dict[str, Any]:
 def _is_out_of_memory(error: BaseException) -> bool:
     """Of a GPU, or of the host as torch's allocator says it."""
     return isinstance(error, torch.OutOfMemoryError | MemoryError) or (
-        isinstance(error, RuntimeError) and "not enough memory" in str(error)
+        isinstance(error, RuntimeError) and "can't allocate memory" in str(error)
     )
 
 

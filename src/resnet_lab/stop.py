@@ -28,8 +28,8 @@ class Stopped(SystemExit):
 class Signals:
     """Remembers the first signal of `STATUS` as `received`; the second ends the process at once.
 
-    A thread reads what the C handler writes: the main thread may wait for another process, deep in
-    a collective operation, and would not hear of anything.
+    The second is heard by a thread, to which the C handler writes: the main thread may wait for
+    another process, deep in a collective operation, and would not hear of anything.
     """
 
     def __init__(self) -> None:
@@ -48,9 +48,9 @@ class Signals:
             threading.Thread(target=self._listen, args=self._pipe[:1], daemon=True).start()
         for number in STATUS:
             handler = signal.getsignal(number)
-            if handler not in (signal.SIG_IGN, _nothing):
+            if handler not in (signal.SIG_IGN, self._receive):
                 self._before.setdefault(number, handler)
-                signal.signal(number, _nothing)
+                signal.signal(number, self._receive)
 
     def let_go(self) -> None:
         """Put back the handlers that were there."""
@@ -62,18 +62,17 @@ class Signals:
             os.close(self._pipe[1])  # the thread ends
             self._pipe = None
 
+    def _receive(self, number: int, frame: FrameType | None) -> None:
+        self.received = self.received or number
+
     def _listen(self, pipe: int) -> None:
+        count = 0
         while numbers := os.read(pipe, 64):
-            for number in numbers:
-                if number in STATUS and self.received:
-                    os._exit(STATUS[number])  # type: ignore[index]
-                if number in STATUS:
-                    self.received = number
+            for number in filter(STATUS.__contains__, numbers):
+                count += 1
+                if count > 1:
+                    os._exit(STATUS[signal.Signals(number)])
         os.close(pipe)
-
-
-def _nothing(number: int, frame: FrameType | None) -> None:
-    pass
 
 
 def spare_worker(worker: int = 0) -> None:
