@@ -8,11 +8,14 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
-from resnet_lab import checkpoint_io
+from resnet_lab import checkpoint_io, experiment
+from resnet_lab.callbacks.last_checkpoint import LastCheckpoint
+from resnet_lab.callbacks.nan_guard import NanGuard
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -103,6 +106,8 @@ class Run:
 def start(tmp_path, shared_cache):
     """`start("trainer.devices=2")`: a run, killed with its children when the test ends."""
     runs = []
+    # What is started in the background of a script ignores SIGINT, and so would its children.
+    handler = signal.signal(signal.SIGINT, signal.default_int_handler)
 
     def launch(*overrides: str, script: str = "train.py") -> Run:
         fixed = (f"hydra.run.dir={tmp_path}/run", f"data.cache_dir={shared_cache}")
@@ -112,6 +117,7 @@ def start(tmp_path, shared_cache):
         return runs[-1]
 
     yield launch
+    signal.signal(signal.SIGINT, handler)
     for run in runs:
         run.kill()
 
@@ -256,3 +262,35 @@ def test_killed_twenty_times(start, figure):
     figure("  at so many different steps", str(len(survived)))
     assert same
     assert expected["global_step"] == weights["global_step"]
+
+
+@pytest.mark.faults
+def test_what_it_costs(config, figure, monkeypatch):
+    """ResNet-20 at batch 128: the time in the hooks that every step passes, and in saving."""
+    spent: dict[str, list[float]] = {"checks": [], "saves": []}
+
+    def timed(cls: type, name: str, account: str) -> None:
+        hook = getattr(cls, name)
+
+        def around(*args: Any, **kwargs: Any) -> Any:
+            since = time.perf_counter()
+            try:
+                return hook(*args, **kwargs)
+            finally:
+                spent[account].append(time.perf_counter() - since)
+
+        monkeypatch.setattr(cls, name, around)
+
+    timed(NanGuard, "on_before_backward", "checks")
+    timed(NanGuard, "on_before_optimizer_step", "checks")
+    timed(LastCheckpoint, "_ask", "checks")
+    timed(LastCheckpoint, "_save", "saves")
+    result = experiment.train(config("model=resnet20", "compile=false", "trainer.max_epochs=3"))
+    steps = result["steps"]
+    share = sum(spent["checks"]) / result["train_seconds"]
+    assert len(spent["checks"]) >= 3 * steps
+    assert len(spent["saves"]) == 2 * 3  # before each validation, and after it
+    figure("ResNet-20, batch 128: NaN guard and stop checks, of the training time", f"{share:.2%}")
+    figure("  in each step", f"{1000 * sum(spent['checks']) / steps:.2f} ms")
+    saves = sorted(1000 * seconds for seconds in spent["saves"])
+    figure("  a save of last.ckpt, median", f"{saves[len(saves) // 2]:.0f} ms")
