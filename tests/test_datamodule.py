@@ -252,14 +252,16 @@ def test_a_channel_without_contrast_does_not_divide_by_zero() -> None:
     assert std == [1 / 255] * 3
 
 
-def test_fit_leaves_the_test_images_alone(small: Path) -> None:
+def test_a_bad_test_image_is_known_before_training(small: Path) -> None:
     (small / "test" / "dark" / "00.png").write_bytes(b"damaged")
     data = folder_data(small, batch_size=4)
+    with pytest.raises(ValueError, match=r"test/dark/00\.png"):
+        data.setup("fit")
+    data = folder_data(small, batch_size=4, on_bad_image="skip")
     data.setup("fit")
+    assert set(data._parts) == {"train", "val"}
     data.setup("fit")  # again changes nothing
-    assert data.n_test == 22
-    with pytest.raises(ValueError, match=r"00\.png"):
-        data.setup("test")
+    assert (data.n_train + data.n_val, data.n_test) == (22, 21)
 
 
 def test_validation_is_cut_or_brought_or_left_out(tmp_path: Path, small: Path) -> None:

@@ -65,6 +65,7 @@ ROOMS: dict[str, tuple[set[str], set[str]]] = {
     "style": (set(), set()),
     "data.datamodule": ({"data"}, TORCH | LIGHTNING),
     "data.loaders": ({"data", "stop"}, TORCH),
+    "data.check": ({"data"}, set()),
     "data.sources": ({"data"}, {"torchvision", "sklearn"}),
     "data.cache": ({"data"}, set()),
     "data.decode": (set(), set()),

@@ -97,7 +97,7 @@ def test_broken_files_are_listed_with_their_reason(messy, tmp_path):
     broken = {b["image"]: b["reason"] for b in examine(source(messy, tmp_path))["broken"]}
     assert set(broken) == {"train/dog/empty.jpg", "train/dog/letter.png", "test/dog/cut.jpg"}
     assert broken["train/dog/empty.jpg"] == "the file is empty"
-    assert broken["train/dog/letter.png"] == "its content is no image that Pillow knows"
+    assert broken["train/dog/letter.png"].startswith("its content is no image")
     assert "truncated" in broken["test/dog/cut.jpg"]
 
 
@@ -161,7 +161,7 @@ def test_command_writes_into_the_cache_and_nothing_else(messy, tmp_path, capsys)
     assert result["root"] == str(messy)
     assert len(result["broken"]) == 3
     out = capsys.readouterr().out
-    assert "train/dog/letter.png: its content is no image that Pillow knows" in out
+    assert "train/dog/letter.png: its content is no image" in out
     assert "train/cat/red.png = train/cat/red_again.png = test/dog/red.bmp" in out
     assert str(path) in out
 

@@ -20,8 +20,8 @@ from PIL import Image
 from resnet_lab.commands.picture_grid import Tile, write_grid
 from resnet_lab.data.augment import normalise, scale_and_shift
 from resnet_lab.data.cache import progress
-from resnet_lab.data.decode import evaluation_zoom, fit, to_rgb
-from resnet_lab.data.sources import EXTENSIONS, evenly_spaced
+from resnet_lab.data.decode import EXTENSIONS, evaluation_zoom, fit, open_image, reason, to_rgb
+from resnet_lab.data.sources import evenly_spaced
 from resnet_lab.experiment import Finished, load_run
 
 BATCH = 64
@@ -132,17 +132,17 @@ def decoded(files: Iterable[Path], size: int, shown: set[int]) -> Iterator[Pictu
 
 def _decode(path: Path, size: int, show: bool) -> Picture:
     try:
-        with Image.open(path) as image:
+        with open_image(path) as image:
             pixels = np.asarray(fit(image, size, evaluation_zoom(size)))
         if not show:
             return Picture(path, pixels)
-        with Image.open(path) as image:
+        with open_image(path) as image:
             image.draft(None, (THUMBNAIL, THUMBNAIL))
             thumbnail = to_rgb(image)
         thumbnail.thumbnail((THUMBNAIL, THUMBNAIL))
         return Picture(path, pixels, thumbnail)
     except Exception as error:  # of a damaged file Pillow's plugins raise anything
-        return Picture(path, error=" ".join(str(error).split()) or type(error).__name__)
+        return Picture(path, error=reason(error))
 
 
 def _labelled(

@@ -4,25 +4,21 @@ import hashlib
 import os
 from collections import Counter, defaultdict
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from PIL import Image, UnidentifiedImageError
 from rich import box
 from rich.table import Table
 
 from resnet_lab.config import check, composed
-from resnet_lab.data.cache import progress
-from resnet_lab.data.decode import to_rgb
+from resnet_lab.data.cache import in_threads
+from resnet_lab.data.decode import open_image, reason, to_rgb
 from resnet_lab.data.sources import ImageFolder, Source, digest
 from resnet_lab.screen import console
 
-CHUNK = 64  # images that a thread looks at before it says what it found
-MOST_THREADS = 8
 MOST_CLASSES = 20  # rows on the screen; all are in the file
 MOST_LINES = 10  # of broken files and of duplicates on the screen; all are in the file
 MOST_SIZES = 5
@@ -100,19 +96,21 @@ def examine(source: Source) -> dict[str, Any]:
     for split, seen in found.items():
         labels = source.labels(split)
         counts = np.bincount(labels, minlength=len(names)).tolist()
+        # Files that are not listed, since they can be no image, are broken images here.
+        faults = source.faults(split) if isinstance(source, ImageFolder) else {}
+        for path in faults:
+            counts[names.index(path.split("/")[1])] += 1
+        faults |= {source.describe(split, index): why for index, why in seen.broken}
         splits[split] = {
-            "images": len(labels),
-            "broken": len(seen.broken),
+            "images": sum(counts),
+            "broken": len(faults),
             "imbalance": round(max(counts) / min(counts), 4) if min(counts) else None,
             "classes": dict(zip(names, counts, strict=True)),
         }
         for index, picture in seen.pixels:
             image = source.describe(split, index)
             groups[picture].append({"image": image, "split": split, "class": names[labels[index]]})
-        broken += [
-            {"image": source.describe(split, index), "split": split, "reason": reason}
-            for index, reason in seen.broken
-        ]
+        broken += [{"image": path, "split": split, "reason": why} for path, why in faults.items()]
         whole.add(seen)
 
     mean = std = None
@@ -164,16 +162,11 @@ def _sizes(sizes: Counter[tuple[int, int]]) -> dict[str, Any]:
 
 def _inspect_all(source: Source, split: str) -> Found:
     n = len(source.labels(split))
-    chunks = [range(i, min(i + CHUNK, n)) for i in range(0, n, CHUNK)]
     whole = Found()
-    # PIL lets go of the interpreter while it decodes: threads serve photographs well.
-    with ThreadPoolExecutor(max_workers=min(MOST_THREADS, os.cpu_count() or 1)) as pool:
-        try:
-            results = pool.map(partial(_inspect, source, split), chunks)
-            for found in progress(results, len(chunks), f"looking at {n} images of {split}"):
-                whole.add(found)
-        finally:
-            pool.shutdown(wait=False, cancel_futures=True)  # Ctrl-C need not wait for the rest
+    for found in in_threads(
+        partial(_inspect, source, split), range(n), f"looking at {n} images of {split}"
+    ):
+        whole.add(found)
     return whole
 
 
@@ -182,14 +175,14 @@ def _inspect(source: Source, split: str, indices: Sequence[int]) -> Found:
     for index in indices:
         try:
             if isinstance(source, ImageFolder):
-                with Image.open(os.path.join(source.root, source.describe(split, index))) as image:
+                with open_image(os.path.join(source.root, source.describe(split, index))) as image:
                     form, mode = image.format or "unknown", image.mode
                     rgb = to_rgb(image)
             else:
                 rgb = source.read(split, index)
                 form, mode = "array", rgb.mode
         except Exception as error:  # a damaged file raises anything: PIL's plugins promise nothing
-            found.broken.append((index, _reason(source, split, index, error)))
+            found.broken.append((index, reason(error)))
             continue
         found.formats[form] += 1
         found.modes[mode] += 1
@@ -199,13 +192,6 @@ def _inspect(source: Source, split: str, indices: Sequence[int]) -> Found:
         picture = hashlib.blake2b(repr(rgb.size).encode() + rgb.tobytes(), digest_size=16)
         found.pixels.append((index, picture.digest()))
     return found
-
-
-def _reason(source: Source, split: str, index: int, error: Exception) -> str:
-    if isinstance(source, ImageFolder) and isinstance(error, UnidentifiedImageError):
-        empty = not os.path.getsize(os.path.join(source.root, source.describe(split, index)))
-        return "the file is empty" if empty else "its content is no image that Pillow knows"
-    return str(error) or type(error).__name__
 
 
 # ------------------------------------------------------------------ on the screen

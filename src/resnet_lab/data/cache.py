@@ -5,7 +5,6 @@ import logging
 import os
 import shutil
 import sys
-import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -16,6 +15,7 @@ from filelock import FileLock
 
 log = logging.getLogger(__name__)
 
+CHUNK = 64  # images that a thread looks at before it says what it found
 DAMAGED = (OSError, ValueError, EOFError)  # what reading an absent or broken file raises
 
 T = TypeVar("T")
@@ -84,26 +84,29 @@ def write_images(
         folder / "images.npy", mode="w+", dtype=np.uint8, shape=(n, image_size, image_size, 3)
     )
 
-    stop = threading.Event()
-
     def fill(chunk: Sequence[int]) -> None:
         for index in chunk:
-            if stop.is_set():
-                return
             images[index] = decode(index)
 
-    # Threads decode photographs twice as fast on two cores, since PIL lets go of the interpreter
-    # there; thumbnails gain nothing.
-    chunks = [range(i, min(i + 64, n)) for i in range(0, n, 64)]
+    for _ in in_threads(fill, range(n), f"decoding {n} images of {what}"):
+        pass
+    images.flush()
+
+
+def in_threads(
+    work: Callable[[Sequence[int]], T], indices: Sequence[int], what: str
+) -> Iterator[T]:
+    """What `work` gives for each chunk of the indices, in their order; `what` is on the bar.
+
+    Threads decode photographs twice as fast on two cores, since PIL lets go of the interpreter
+    there; thumbnails gain nothing.
+    """
+    chunks = [indices[i : i + CHUNK] for i in range(0, len(indices), CHUNK)]
     with ThreadPoolExecutor(max_workers=min(8, os.cpu_count() or 1)) as pool:
         try:
-            for _ in progress(
-                pool.map(fill, chunks), len(chunks), f"decoding {n} images of {what}"
-            ):
-                pass
+            yield from progress(pool.map(work, chunks), len(chunks), what)
         finally:
-            stop.set()  # the first error ends the others, too
-    images.flush()
+            pool.shutdown(cancel_futures=True)  # after an error or Ctrl-C, none of the rest
 
 
 def progress(items: Iterable[T], total: int, what: str) -> Iterator[T]:

@@ -4,15 +4,18 @@ import logging
 import os
 from collections.abc import Iterable, Sequence
 from functools import partial
+from weakref import WeakSet
 
 import numpy as np
 import torch
 from lightning.pytorch import LightningDataModule
+from lightning.pytorch.utilities import rank_zero_only
 from torch import Tensor
 
 from resnet_lab.data.augment import cutout, normalise, random_crop_flip, scale_and_shift
 from resnet_lab.data.cache import cached_json
-from resnet_lab.data.decode import fit
+from resnet_lab.data.check import check as look_into
+from resnet_lab.data.decode import SMALL, fit
 from resnet_lab.data.loaders import Batches, EvalRows, InMemory, Part, Streamed, TrainRows
 from resnet_lab.data.plan import (
     CUTOUT_COLUMN,
@@ -23,11 +26,10 @@ from resnet_lab.data.plan import (
     TrainPlan,
     split_validation,
 )
-from resnet_lab.data.sources import CACHE_FORMAT, Source, digest, entry, evenly_spaced
+from resnet_lab.data.sources import CACHE_FORMAT, ImageFolder, Source, digest, entry, evenly_spaced
 
 log = logging.getLogger(__name__)
 
-SMALL = 64  # pixels a side: up to here images are kept in memory
 MOST_IN_EVALUATION = 256  # images in a device's batch: no gradients, but the last ones are padding
 RESIDENT_SHARE = 0.2  # of a GPU's free memory that a split may take to lie there for good
 STATISTICS_IMAGES = 2048  # how many images speak for a set that is too large to read whole
@@ -84,6 +86,10 @@ class ImageDataModule(LightningDataModule):
             It does not follow the number of devices, so that the figures do not either.
         cache_dir: folder of decoded images and statistics.
         root: where the source reads from; the config passes it on to the source.
+        on_bad_image: of an image folder's bad files: "error" names them and stops, "skip" leaves
+            them out; see `check.check`.
+        check: how many files of each split are looked into before, evenly spaced; None is all.
+        worker_timeout: seconds that one batch may take to decode.
 
     Attributes (`mean`, `std`, the `n_` counts and those below are there after `setup`):
         streaming: whether images are decoded by workers.
@@ -111,6 +117,9 @@ class ImageDataModule(LightningDataModule):
         eval_batch_size: int | None = None,
         cache_dir: str = "data/cache",
         root: str | None = None,
+        on_bad_image: str = "error",
+        check: int | None = 100_000,
+        worker_timeout: int = 300,
     ) -> None:
         super().__init__()
         if batch_size < 1:
@@ -136,6 +145,9 @@ class ImageDataModule(LightningDataModule):
         self.workers = workers
         self.memory_limit = memory_limit
         self.cache_dir = cache_dir
+        self.on_bad_image = on_bad_image
+        self.check = check
+        self.worker_timeout = worker_timeout
         self._num_classes = num_classes
         self._image_size = image_size
         self.eval_batch_size = eval_batch_size or min(batch_size, MOST_IN_EVALUATION)
@@ -144,6 +156,7 @@ class ImageDataModule(LightningDataModule):
         if mean is not None and std is not None:
             self._statistics = [float(m) for m in mean], [float(s) for s in std]
         self._parts: dict[str, Part] = {}
+        self._loaders: WeakSet[Batches] = WeakSet()
         self._on_device: dict[torch.device, tuple[Tensor, Tensor]] = {}
 
     # ------------------------------------------------------------------ what there is
@@ -171,6 +184,12 @@ class ImageDataModule(LightningDataModule):
             self._statistics = mean, std
 
     def _cut(self) -> None:
+        if isinstance(self.source, ImageFolder):
+            checked = look_into(self.source, self.on_bad_image, self.check)
+            self.source = checked.source
+            if rank_zero_only.rank == 0:  # type: ignore[attr-defined]
+                for level, message in checked.messages:
+                    log.log(level, message)
         source = self.source
         self.num_classes, self.image_size = resolve(source, self._num_classes, self._image_size)
         self.class_names = source.class_names
@@ -265,7 +284,14 @@ class ImageDataModule(LightningDataModule):
             free, _ = torch.cuda.mem_get_info(device)
             if part.images.nbytes < RESIDENT_SHARE * free:
                 part.move_to(device)
-        return Batches(rows, part, workers, pin_memory=on_cuda, state=state)
+        batches = Batches(rows, part, workers, on_cuda, self.worker_timeout, state)
+        self._loaders.add(batches)
+        return batches
+
+    def on_exception(self, exception: BaseException) -> None:
+        """Have torch's error about a worker that died name the image; see `Batches.explain`."""
+        for batches in self._loaders:
+            batches.explain(exception)
 
     def _cpu_share(self) -> int:
         """Workers for one device, when this machine's CPUs are shared by all its devices."""

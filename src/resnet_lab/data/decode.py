@@ -1,12 +1,64 @@
 """One picture from disk to RGB, and to a square of the wanted size."""
 
 import math
+import os
+import stat
 
 import numpy as np
-from PIL import ExifTags, Image, ImageOps
+from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
+
+# Which files are taken for images by their name, and the format that each should be in.
+FORMATS = {
+    ".jpg": "JPEG",
+    ".jpeg": "JPEG",
+    ".png": "PNG",
+    ".bmp": "BMP",
+    ".webp": "WEBP",
+    ".gif": "GIF",
+    ".tif": "TIFF",
+    ".tiff": "TIFF",
+    ".ppm": "PPM",
+    ".pgm": "PPM",
+}
+EXTENSIONS = tuple(FORMATS)
+SMALL = 64  # pixels a side: up to here images are kept in memory
+
+# The most that is ever decoded: 400 MB as RGB, a camera of 100 megapixels and a third more. A file
+# of a few kilobytes can declare a thousand times that (a decompression bomb).
+MOST_PIXELS = 2**27
+Image.MAX_IMAGE_PIXELS = None  # `open_image` looks itself: PIL merely warns, and that from 2/3 on
 
 # The aspects of a random-resized-crop: Szegedy et al. 2014 (arXiv 1409.4842, section 6).
 ASPECT = (3 / 4, 4 / 3)
+
+
+def open_image(path: str | os.PathLike[str]) -> Image.Image:
+    """The picture in a file, its header read and no pixel decoded yet.
+
+    Only the kinds of `FORMATS` are tried, whatever the file is called: Pillow knows others that
+    start programs, PostScript for one. ValueError or one of Pillow's errors where the file is no
+    regular one (a pipe would be waited for), no such picture, or above `MOST_PIXELS`.
+    """
+    if not stat.S_ISREG(os.stat(path).st_mode):
+        raise ValueError("it is no regular file")
+    image = Image.open(path, formats=sorted(set(FORMATS.values())))
+    if image.width * image.height > MOST_PIXELS:
+        image.close()
+        raise ValueError(
+            f"it declares too many pixels ({image.width} x {image.height}; "
+            f"at most {MOST_PIXELS:,} are decoded)"
+        )
+    return image
+
+
+def reason(error: Exception) -> str:
+    """Why a file could not be decoded, in one line."""
+    if isinstance(error, UnidentifiedImageError):
+        kinds = ", ".join(sorted(set(FORMATS.values())))
+        return f"its content is no image (of {kinds})"
+    if isinstance(error, OSError) and error.strerror:
+        return error.strerror
+    return " ".join(str(error).split()) or type(error).__name__
 
 
 def to_rgb(image: Image.Image) -> Image.Image:
@@ -18,7 +70,9 @@ def to_rgb(image: Image.Image) -> Image.Image:
     # In place, and no conversion of what is RGB: the copies would take a tenth of the time.
     ImageOps.exif_transpose(image, in_place=True)
     if image.mode == "I" or image.mode.startswith("I;16"):
-        grey = np.asarray(image, dtype=np.int64).clip(0, 65535)
+        grey = np.asarray(image, dtype=np.int64)
+        if grey.min() < 0 or grey.max() > 65535:
+            raise ValueError("its pixels go beyond 16 bits; save it with 8 or 16")
         return Image.fromarray(((grey + 128) // 257).astype(np.uint8)).convert("RGB")
     if image.mode == "F":
         raise ValueError("its pixels are floats of unknown range; save it with 8 or 16 bits")

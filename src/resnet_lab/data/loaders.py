@@ -1,5 +1,7 @@
 """Two doors for the same plan: batches taken from memory, or decoded by workers."""
 
+import multiprocessing
+import os
 from collections.abc import Callable, Iterable, Iterator
 from functools import partial
 from typing import Any, NamedTuple
@@ -7,14 +9,12 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader, Dataset, get_worker_info
 
 from resnet_lab.data.decode import evaluation_zoom, fit, random_resized_crop
 from resnet_lab.data.plan import AREA, FLIP, LEFT, RATIO, TOP, EvalPlan, TrainPlan
 from resnet_lab.data.sources import Source
 from resnet_lab.stop import spare_worker
-
-WORKER_TIMEOUT = 300  # seconds for one batch: a worker that hangs ends the run, not stalls it
 
 
 class Rows(NamedTuple):
@@ -133,6 +133,7 @@ class Streamed(Part):
         self.scale = scale
         self.flip = flip
         self.zoom = evaluation_zoom(image_size)
+        self.reading: Tensor | None = None  # in a worker: int64 [], the index being read
 
     def pixels(self, rows: Rows) -> Tensor:
         images = np.empty((len(rows.images), self.image_size, self.image_size, 3), np.uint8)
@@ -151,8 +152,45 @@ class Streamed(Part):
                     ratio=ratio,
                     mirrored=self.flip and bool(rows.draws[row, FLIP] & 1),
                 )
+            if self.reading is not None:
+                self.reading.fill_(index)
             images[row] = np.asarray(self.source.read(self.split, index, make))
+        if self.reading is not None:
+            self.reading.fill_(IDLE)
         return torch.from_numpy(images)
+
+
+IDLE = -1  # in the place of an index
+
+
+class InWorkers(Dataset[tuple[Tensor, ...] | ValueError]):
+    """A streamed part for a DataLoader's workers, which tell what they are reading.
+
+    A bad image comes back as its error: raised, torch would wrap it into a page of traceback.
+
+    reading: int64 [workers, 2], shared: each worker's process and the index it reads, or `IDLE`.
+    """
+
+    def __init__(self, part: Streamed, workers: int) -> None:
+        self.part = part
+        self.reading = torch.full((workers, 2), IDLE).share_memory_()
+
+    def __getitem__(self, rows: Rows) -> tuple[Tensor, ...] | ValueError:
+        worker = get_worker_info()
+        if worker is not None and self.part.reading is None:
+            self.reading[worker.id, 0] = os.getpid()
+            self.part.reading = self.reading[worker.id, 1]  # of this process's copy alone
+        try:
+            return self.part[rows]
+        except ValueError as error:
+            return error
+
+    def suspects(self) -> list[str]:
+        """What the workers that died were reading, or, where none died, what each is reading."""
+        alive = {child.pid for child in multiprocessing.active_children()}
+        busy = [(pid, index) for pid, index in self.reading.tolist() if index != IDLE]
+        some = [index for pid, index in busy if pid not in alive] or [index for _, index in busy]
+        return [self.part.source.describe(self.part.split, index) for index in some]
 
 
 class Batches:
@@ -166,6 +204,7 @@ class Batches:
         part: what makes a batch of them.
         workers: processes that decode, or None to gather in this one.
         pin_memory: put batches where a copy to a CUDA device need not wait.
+        timeout: seconds after which a worker that has no batch ready is taken to hang.
         state: figures that a resumed run must share with the one that wrote its checkpoint.
     """
 
@@ -175,24 +214,28 @@ class Batches:
         part: Part,
         workers: int | None,
         pin_memory: bool,
+        timeout: int,
         state: dict[str, int] | None = None,
     ) -> None:
         self.rows = rows
         self.state = state or {}
         self._pin_memory = pin_memory
         self._part = part
-        self._loader: Iterable[tuple[Tensor, ...]] | None = None
+        self._in_workers: InWorkers | None = None
+        self._loader: Iterable[tuple[Tensor, ...] | ValueError] = ()
         if workers is not None:
+            assert isinstance(part, Streamed)
+            self._in_workers = InWorkers(part, workers)
             # No batching here: an item is a whole batch, made by one worker.
             self._loader = DataLoader(
-                part,
+                self._in_workers,
                 batch_size=None,
                 sampler=rows,
                 num_workers=workers,
                 persistent_workers=workers > 0,
                 pin_memory=pin_memory,
                 worker_init_fn=spare_worker,
-                timeout=WORKER_TIMEOUT if workers else 0,
+                timeout=timeout if workers else 0,
                 generator=torch.Generator(),  # else it draws from the global one
             )
 
@@ -200,14 +243,43 @@ class Batches:
         return len(self.rows)
 
     def __iter__(self) -> Iterator[tuple[Tensor, ...]]:
-        if self._loader is not None:
-            yield from self._loader
+        if self._in_workers is not None:
+            yield from self._decoded(iter(self._loader), self._in_workers)
             return
         for rows in self.rows:
             batch = self._part[rows]
             if self._pin_memory:
                 batch = tuple(t if t.is_cuda else t.pin_memory() for t in batch)
             yield batch
+
+    @staticmethod
+    def _decoded(
+        batches: Iterator[tuple[Tensor, ...] | ValueError], workers: InWorkers
+    ) -> Iterator[tuple[Tensor, ...]]:
+        while True:
+            try:
+                batch = next(batches)
+            except StopIteration:
+                return
+            except (OSError, EOFError) as error:  # a pipe that broke when its worker died
+                raise ValueError(_fault(error, workers.suspects())) from error
+            except RuntimeError as error:
+                if not _is_of_worker(error):
+                    raise
+                raise ValueError(_fault(error, workers.suspects())) from error
+            if isinstance(batch, ValueError):
+                raise ValueError(str(batch))
+            yield batch
+
+    def explain(self, error: BaseException) -> None:
+        """Have torch's error about a worker of ours say what it was reading.
+
+        torch raises it from a signal handler, wherever this process is: in a training step, say.
+        """
+        if self._in_workers is not None and _is_of_worker(error):
+            files = self._in_workers.suspects()
+            if files:
+                error.args = (_fault(error, files),)
 
     def state_dict(self) -> dict[str, Any]:
         """What the order depends on; the position itself is the trainer's to keep."""
@@ -220,3 +292,16 @@ class Batches:
                     f"the checkpoint was made with {name}={state[name]} and this run has {value}; "
                     "a run resumes only with the same"
                 )
+
+
+def _is_of_worker(error: BaseException) -> bool:
+    """Whether an error is torch's word for a worker that is dead or takes too long."""
+    return isinstance(error, RuntimeError) and str(error).startswith("DataLoader ")
+
+
+def _fault(error: BaseException, files: list[str]) -> str:
+    return (
+        f"a worker that decodes images died or hangs ({str(error).rstrip('.')}) while it read "
+        f"{' or '.join(files) or 'nothing'}; look at that file and at the memory left (fewer "
+        "data.workers take less), or raise data.worker_timeout"
+    )

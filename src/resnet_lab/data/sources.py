@@ -6,7 +6,7 @@ import os
 import socket
 import tarfile
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from functools import cached_property, partial
 from http.client import HTTPException
 from pathlib import Path
@@ -16,13 +16,14 @@ import numpy as np
 from PIL import Image
 
 from resnet_lab.data.cache import cached, cached_json, open_images, progress, write_images
-from resnet_lab.data.decode import fit, to_rgb
+from resnet_lab.data.decode import EXTENSIONS, fit, open_image, reason, to_rgb
 from resnet_lab.data.plan import split_validation
 
 Make = Callable[[Image.Image], Image.Image]
 
 CACHE_FORMAT = 2  # part of every key: raise it when the same files are to give other pixels
-EXTENSIONS = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".gif", ".tif", ".tiff", ".ppm", ".pgm")
+STRAY_FOLDERS = {"__MACOSX", "@eaDir", "lost+found"}  # what systems leave behind, hidden ones apart
+MOST_NAMED = 20  # in an error; who has more faults than that sees how many
 
 
 class Source(Protocol):
@@ -274,18 +275,25 @@ class Listing(NamedTuple):
     paths: list[str]  # relative to the root
     labels: np.ndarray  # int64 [n]
     fingerprint: str
+    faults: dict[str, str]  # path: reason; images by their name that can be none, not in `paths`
+    strangers: int  # files that are no images by their name; hidden ones are not counted
 
 
 class ImageFolder:
     """A folder with train/ and test/, and optionally val/, each with one folder per class.
 
-    Class names are the folders of train/, sorted. Files that are hidden or no images by their
-    extension are left out. Nothing is opened to list a folder.
+    Class names are the folders of train/, sorted. The images of a class lie in its folder itself.
+    Files that are hidden or no images by their extension are left out, and so are those that can
+    be none whatever is in them, see `faults`. Nothing is opened to list a folder; `check.check`
+    looks into the files.
+
+    left_out: paths of images, relative to the root, that are not listed.
     """
 
-    def __init__(self, root: str, cache_dir: str) -> None:
+    def __init__(self, root: str, cache_dir: str, left_out: Collection[str] = ()) -> None:
         self.root = root
         self.cache_dir = cache_dir
+        self.left_out = frozenset(left_out)
 
     @cached_property
     def splits(self) -> tuple[str, ...]:
@@ -307,11 +315,26 @@ class ImageFolder:
 
     def _class_folders(self, split: str) -> list[str]:
         assert split in self.splits
-        with os.scandir(Path(self.root, split)) as entries:
-            names = sorted(e.name for e in entries if e.is_dir() and not e.name.startswith("."))
+        folder = os.path.join(self.root, split)
+        names, faults = [], {}
+        if os.path.islink(folder) and (fault := self._link_fault(folder)):
+            raise wrong_folders({folder: fault})
+        try:
+            with os.scandir(folder) as entries:
+                for e in entries:
+                    if e.name.startswith(".") or e.name in STRAY_FOLDERS:
+                        continue
+                    if e.is_symlink() and (fault := self._link_fault(e.path)):
+                        faults[e.path] = fault
+                    elif e.is_dir():
+                        names.append(e.name)
+        except OSError as error:
+            raise wrong_folders({folder: reason(error)}) from error
+        if faults:
+            raise wrong_folders(faults)
         if not names:
-            raise ValueError(f"{Path(self.root, split)} is empty; it must hold a folder per class")
-        return names
+            raise ValueError(f"{folder} is empty; it must hold a folder per class")
+        return sorted(names)
 
     @cached_property
     def _listings(self) -> dict[str, Listing]:
@@ -332,31 +355,84 @@ class ImageFolder:
             )
         stamps: list[tuple[str, int, int]] = []
         counts = []
+        faults: dict[str, str] = {}
+        wrong: dict[str, str] = {}
+        strangers = 0
         for name in names:
-            folder = Path(self.root, split, name)
-            found = sorted(self._scan(folder))
+            folder = os.path.join(self.root, split, name)
+            try:
+                found, faulty, others = self._scan(folder, f"{split}/{name}")
+            except OSError as error:
+                wrong[folder] = reason(error)
+                continue
             if not found:
-                raise ValueError(f"{folder} holds no image ({' '.join(EXTENSIONS)})")
-            stamps += [(f"{split}/{name}/{file}", size, mtime) for file, size, mtime in found]
+                wrong[folder] = _why_empty(folder, len(faulty))
+            stamps += sorted(found)
             counts.append(len(found))
+            faults |= faulty
+            strangers += others
+        if wrong:
+            raise wrong_folders(wrong)
         return Listing(
             [path for path, _, _ in stamps],
             np.repeat(np.arange(len(names), dtype=np.int64), counts),
             digest(CACHE_FORMAT, "imagefolder", stamps),
+            faults,
+            strangers,
         )
 
-    @staticmethod
-    def _scan(folder: Path) -> list[tuple[str, int, int]]:
-        found = []
+    def _scan(
+        self, folder: str, prefix: str
+    ) -> tuple[list[tuple[str, int, int]], dict[str, str], int]:
+        """What lies in a class folder: stamps of its images, faults, and how many other files."""
+        found, faults, strangers = [], {}, 0
         with os.scandir(folder) as entries:
             for e in entries:
-                if e.name.startswith(".") or not e.name.lower().endswith(EXTENSIONS):
+                path = f"{prefix}/{e.name}"
+                if e.name.startswith("."):
                     continue
-                if e.is_file():
-                    found.append(stamp(e.name, e.stat()))
-                elif e.is_symlink():
-                    raise ValueError(f"cannot read {e.path}: a link to nothing; remove it")
-        return found
+                if not e.name.lower().endswith(EXTENSIONS):
+                    strangers += e.is_file(follow_symlinks=False)
+                elif e.is_dir(follow_symlinks=False):
+                    continue
+                elif path in self.left_out:
+                    faults[path] = "left out"
+                elif fault := (e.is_symlink() and self._link_fault(e.path)) or _file_fault(e):
+                    faults[path] = fault
+                else:
+                    found.append(stamp(path, e.stat()))
+        return found, faults, strangers
+
+    @cached_property
+    def _real_root(self) -> str:
+        return os.path.realpath(self.root)
+
+    def _link_fault(self, link: str) -> str | None:
+        """What is wrong with where a link leads, or None. The root itself may be one."""
+        try:
+            target = os.path.realpath(link, strict=True)
+        except FileNotFoundError:
+            return "a link to nothing"
+        except OSError as error:
+            return f"a link that leads nowhere ({reason(error)})"
+        if os.path.commonpath([target, self._real_root]) != self._real_root:
+            return f"a link out of the data's root (to {target})"
+        folder = os.path.realpath(os.path.dirname(link))
+        if os.path.commonpath([target, folder]) == target:
+            return f"a link in a loop (back to {target})"
+        return None
+
+    def faults(self, split: str) -> dict[str, str]:
+        """Files that are images by their name and left out, since they can be none: path, reason.
+
+        Empty or unreadable files, pipes and the like, links to nothing, in a loop or out of the
+        root; and those of `left_out`.
+        """
+        return self._listings[split].faults
+
+    def strangers(self, split: str) -> int:
+        """How many files of its class folders are no images by their name."""
+        return self._listings[split].strangers
 
     @cached_property
     def own_size(self) -> int | None:
@@ -366,7 +442,7 @@ class ImageFolder:
             for path in progress(paths, len(paths), f"reading the sizes of {len(paths)} images"):
                 path = os.path.join(self.root, path)
                 try:
-                    with Image.open(path) as image:
+                    with open_image(path) as image:
                         size = image.size
                 except Exception as error:  # as in `read`
                     raise unreadable(path, error) from error
@@ -375,10 +451,18 @@ class ImageFolder:
                     return None
             return size[0]
 
-        size: int | None = cached_json(
-            entry(self.cache_dir, "imagefolder-size", self.fingerprint("train")), measure
-        )
+        size: int | None = cached_json(self.size_entry, measure)
         return size
+
+    @property
+    def size_entry(self) -> Path:
+        """Where `own_size` is cached."""
+        return entry(self.cache_dir, "imagefolder-size", self.fingerprint("train"))
+
+    def images_entry(self, split: str, image_size: int) -> Path:
+        """Where the decoded images of a split are cached."""
+        what = f"imagefolder-{split}-{image_size}"
+        return entry(self.cache_dir, what, self.fingerprint(split))
 
     def fingerprint(self, split: str) -> str:
         return self._listings[split].fingerprint
@@ -389,7 +473,7 @@ class ImageFolder:
     def images(self, split: str, image_size: int) -> np.ndarray:
         n = len(self._listings[split].paths)
         return cached(
-            entry(self.cache_dir, f"imagefolder-{split}-{image_size}", self.fingerprint(split)),
+            self.images_entry(split, image_size),
             lambda folder: write_images(
                 folder,
                 n,
@@ -403,7 +487,7 @@ class ImageFolder:
     def read(self, split: str, index: int, make: Make = to_rgb) -> Image.Image:
         path = os.path.join(self.root, self.describe(split, index))
         try:
-            with Image.open(path) as image:
+            with open_image(path) as image:
                 return make(image)
         except Exception as error:  # a damaged file raises anything: PIL's plugins promise nothing
             raise unreadable(path, error) from error
@@ -412,8 +496,32 @@ class ImageFolder:
         return self._listings[split].paths[index]
 
 
+def _file_fault(e: os.DirEntry[str]) -> str | None:
+    if not e.is_file():
+        return "it is no regular file"
+    if not e.stat().st_size:
+        return "the file is empty"
+    return None if os.access(e.path, os.R_OK) else "it may not be read (its permissions)"
+
+
+def _why_empty(folder: str, faulty: int) -> str:
+    if faulty:
+        return f"holds no good image ({faulty:,} bad)"
+    below = (f for inner, _, files in os.walk(folder) if inner != folder for f in files)
+    if any(f.lower().endswith(EXTENSIONS) and not f.startswith(".") for f in below):
+        return "holds images in folders below it only; they must lie in the folder of the class"
+    return f"holds no image ({' '.join(EXTENSIONS)})"
+
+
+def wrong_folders(faults: dict[str, str]) -> ValueError:
+    """The error for folders: these are never skipped, since what is to be learned hangs on them."""
+    some = [f"{path}: {fault}" for path, fault in list(faults.items())[:MOST_NAMED]]
+    more = f"; and {len(faults) - MOST_NAMED:,} more" if len(faults) > MOST_NAMED else ""
+    return ValueError(f"{'; '.join(some)}{more}; correct or remove it")
+
+
 def unreadable(path: str, error: Exception) -> ValueError:
-    return ValueError(f"cannot read {path}: {error}; remove or replace it")
+    return ValueError(f"cannot read {path}: {reason(error)}; remove or replace it")
 
 
 def evenly_spaced(n: int, most: int) -> Sequence[int]:
