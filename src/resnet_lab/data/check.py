@@ -5,8 +5,9 @@ import json
 import logging
 import os
 import re
+import warnings
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence, Sized
 from functools import partial
 from itertools import combinations
 from pathlib import Path
@@ -71,55 +72,50 @@ def check(source: ImageFolder, on_bad_image: str, most: int | None) -> Checked:
         bad |= source.faults(split) | look["faults"]
         misnamed |= look["misnamed"]
         if strangers := source.strangers(split):
-            messages.append(
-                (logging.INFO, f"{strangers:,} files of {split} are no images by their names")
+            line = f"{strangers:,} files of {split} are no images by their names"
+            messages.append((logging.INFO, line))
+        looked, n = len(look["digests"]), len(source.labels(split))
+        if looked < n:
+            line = (
+                f"{looked:,} of the {n:,} images of {split} were checked (all by data.check=null)"
             )
-        n = len(source.labels(split))
-        if len(look["digests"]) < n:
-            messages.append(
-                (
-                    logging.INFO,
-                    f"{len(look['digests']):,} of the {n:,} images of {split} were checked; "
-                    "data.check=null checks all of them",
-                )
-            )
+            messages.append((logging.INFO, line))
     leaks = list(_leaks(looks))
     found = [f"{path}: {why}" for path, why in (bad | misnamed).items()]
-    found += [f"{b} = {a}" for _, _, pairs in leaks for a, b in pairs]
+    found += [f"{theirs} = {ours}" for _, _, pairs in leaks for ours, theirs in pairs]
     rest = f"all are listed in {_write(source, found)}" if found else ""
 
     if bad and on_bad_image == "error":
-        named = "\n".join(f"  {path}: {why}" for path, why in list(bad.items())[:MOST_NAMED])
+        named = "".join(f"\n  {path}: {why}" for path, why in list(bad.items())[:MOST_NAMED])
         more = f"\n  ... and {len(bad) - MOST_NAMED:,} more" if len(bad) > MOST_NAMED else ""
         raise ValueError(
-            f"{source.root} holds {len(bad):,} bad image{'s' * (len(bad) > 1)}; remove or replace "
-            f"them, or leave them out by data.on_bad_image=skip ({rest}):\n{named}{more}"
+            f"{source.root} holds {_count(bad, 'bad image')}; remove or replace what is bad, or "
+            f"leave it out by data.on_bad_image=skip ({rest}):{named}{more}"
         )
     if bad:
-        kinds = Counter(re.split(r" \(|:", why)[0] for why in bad.values()).most_common()
+        kinds = Counter(re.split(r" \(|[:;]", why)[0] for why in bad.values()).most_common()
         reasons = "; ".join(f"{count:,}: {kind}" for kind, count in kinds)
-        messages.append((logging.WARNING, f"{len(bad):,} bad images left out ({reasons}); {rest}"))
+        line = f"{_count(bad, 'bad image')} left out ({reasons}); {rest}"
+        messages.append((logging.WARNING, line))
         source = ImageFolder(source.root, source.cache_dir, left_out=bad)
     if misnamed:
         path, why = next(iter(misnamed.items()))
-        messages.append(
-            (
-                logging.WARNING,
-                f"{len(misnamed):,} images have the wrong extension but are used "
-                f"({path}: {why}); {rest}",
-            )
-        )
+        line = f"{_count(misnamed, 'image')} used under a wrong extension ({path}: {why}); {rest}"
+        messages.append((logging.WARNING, line))
     for one, other, pairs in leaks:
-        messages.append(
-            (
-                logging.WARNING,
-                f"{len(pairs):,} images of {other} are in {one}, too, byte for byte "
-                f"({pairs[0][1]} = {pairs[0][0]}): figures on {other} look better than they are; "
-                f"{rest}",
-            )
+        ours, theirs = pairs[0]
+        line = (
+            f"{_count(pairs, 'image')} of {other} found in {one}, too, byte for byte ({theirs} = "
+            f"{ours}): figures on {other} look better than they are; {rest}"
         )
-    _remember(source, looks)
+        messages.append((logging.WARNING, line))
+    if looks["train"]["whole"]:  # and the source need not look at all sizes itself
+        cached_json(source.size_entry, lambda: looks["train"]["side"])
     return Checked(source, messages)
+
+
+def _count(things: Sized, what: str) -> str:
+    return f"{len(things):,} {what}{'s' * (len(things) != 1)}"
 
 
 def _look(source: ImageFolder, split: str, most: int | None) -> dict[str, Any]:
@@ -145,7 +141,9 @@ def _look(source: ImageFolder, split: str, most: int | None) -> dict[str, Any]:
             indices,
             f"checking {what} images of {os.path.join(source.root, split)}",
         )
-        seen = [one for chunk in chunks for one in chunk]
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", module="PIL")  # what matters to us it raises
+            seen = [one for chunk in chunks for one in chunk]
         sizes = {one.size for one in seen if one.fault is None}
         width, height = (sizes.pop() if len(sizes) == 1 else None) or (0, 1)
         look = {
@@ -248,9 +246,3 @@ def _write(source: ImageFolder, lines: Iterable[str]) -> Path:
         return path
 
     return cached(folder, write, read)
-
-
-def _remember(source: ImageFolder, looks: dict[str, dict[str, Any]]) -> None:
-    """Spare the source a look of its own at the sizes of all images."""
-    if looks["train"]["whole"]:
-        cached_json(source.size_entry, lambda: looks["train"]["side"])

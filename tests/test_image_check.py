@@ -1,0 +1,621 @@
+"""What is wrong with an image folder is found before training, and nothing else is."""
+
+import io
+import logging
+import os
+import signal
+import struct
+import subprocess
+import sys
+import tarfile
+import tempfile
+import time
+import zlib
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import lightning.pytorch as pl
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torch import nn
+
+from resnet_lab.commands import predict, stats
+from resnet_lab.data import check as check_module
+from resnet_lab.data import decode
+from resnet_lab.data.check import Checked, check
+from resnet_lab.data.datamodule import ImageDataModule
+from resnet_lab.data.sources import ImageFolder, Make
+
+ROOT = Path(__file__).resolve().parents[1]
+JPEGS = ROOT.parent / "shared" / "data" / "cifar10-jpeg.tar.gz"
+CLASSES = ("ant", "cat", "dog")
+
+rng = np.random.default_rng(0)
+
+
+def noise(side: int = 24) -> Image.Image:
+    return Image.fromarray(rng.integers(0, 256, (side, side, 3), dtype=np.uint8))
+
+
+def encoded(image: Image.Image, kind: str, **options: Any) -> bytes:
+    file = io.BytesIO()
+    image.save(file, kind, **options)
+    return file.getvalue()
+
+
+@pytest.fixture
+def photos(tmp_path: Path) -> Path:
+    """Three splits of three classes with twelve files each, in the kinds that are common."""
+    for split in ("train", "val", "test"):
+        for name in CLASSES:
+            folder = tmp_path / "photos" / split / name
+            folder.mkdir(parents=True)
+            for i in range(12):
+                kind = ("png", "jpg", "webp", "bmp")[i % 4]
+                noise().save(folder / f"{i:02}.{kind}")
+    return tmp_path / "photos"
+
+
+def look(root: Path, on_bad_image: str = "error", most: int | None = None) -> Checked:
+    return check(ImageFolder(str(root), str(root.parent / "cache")), on_bad_image, most)
+
+
+def listed(source: ImageFolder) -> set[str]:
+    return {
+        source.describe(split, i)
+        for split in source.splits
+        for i in range(len(source.labels(split)))
+    }
+
+
+def findings(root: Path) -> list[str]:
+    (path,) = (root.parent / "cache").glob("imagefolder-findings-*/findings.txt")
+    return path.read_text().splitlines()
+
+
+# ------------------------------------------------------------------ faults of every kind
+
+
+def png(width: int, height: int, pixels: bytes = b"") -> bytes:
+    """A PNG (ISO 15948) whose header may declare what its data does not hold."""
+
+    def chunk(kind: bytes, data: bytes) -> bytes:
+        checked = kind + data
+        return struct.pack(">I", len(data)) + checked + struct.pack(">I", zlib.crc32(checked))
+
+    header = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
+    chunks = [chunk(b"IHDR", header), chunk(b"IDAT", zlib.compress(pixels)), chunk(b"IEND", b"")]
+    return b"\x89PNG\r\n\x1a\n" + b"".join(chunks)
+
+
+def flipped(content: bytes, at: int) -> bytes:
+    return content[:at] + bytes([content[at] ^ 1]) + content[at + 1 :]
+
+
+def contents() -> dict[str, tuple[bytes, str]]:
+    """Name of a file -> what is in it, and a word of the reason that it must be refused for."""
+    of_png, of_jpeg = encoded(noise(), "PNG"), encoded(noise(200), "JPEG")
+    of_webp, of_bmp = encoded(noise(), "WEBP"), encoded(noise(), "BMP")
+    of_gif, of_tiff = encoded(noise(200), "GIF"), encoded(noise(), "TIFF")
+    return {
+        "zero.png": (b"", "the file is empty"),
+        "half.png": (of_png[: len(of_png) // 2], "truncated"),
+        "half.jpg": (of_jpeg[: len(of_jpeg) // 2], "truncated"),
+        "half.webp": (of_webp[: len(of_webp) // 2], "decoder"),
+        "half.bmp": (of_bmp[: len(of_bmp) // 2], "truncated"),
+        "half.gif": (of_gif[: len(of_gif) // 2], "truncated"),
+        "half.tif": (of_tiff[: len(of_tiff) // 2], "truncated"),
+        "header.jpg": (of_jpeg[:20], "no image"),
+        "crc.png": (flipped(of_png, len(of_png) // 2), "broken"),
+        "page.jpg": (b"<!DOCTYPE html><html>404</html>", "no image"),
+        "letter.png": (b"Dear dog, ...", "no image"),
+        "zeros.jpg": (bytes(5000), "no image"),
+        "bomb.png": (png(50_000, 50_000), "too many pixels (50000 x 50000"),
+        "floats.tif": (encoded(Image.new("F", (8, 8), 0.5), "TIFF"), "floats of unknown range"),
+        "deep.tif": (encoded(Image.new("I", (8, 8), 70_000), "TIFF"), "beyond 16 bits"),
+        "program.png": (b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n", "no image"),
+    }
+
+
+def plant(root: Path) -> dict[str, str]:
+    """Put faults of every kind into a clean folder: path -> a word of the reason."""
+    expected = {}
+    for i, (name, (content, why)) in enumerate(contents().items()):
+        path = f"{('train', 'val', 'test')[i % 3]}/{CLASSES[i % 2]}/{name}"
+        (root / path).write_bytes(content)
+        expected[path] = why
+    outside = root.parent / "elsewhere.png"
+    noise().save(outside)
+    cat = root / "train" / "cat"
+    for name, target, why in (
+        ("nothing.png", "gone.png", "a link to nothing"),
+        ("circle.png", "circle.png", "a link that leads nowhere"),
+        ("outside.png", outside, "a link out of the data's root"),
+        ("outside.jpg", "../../../elsewhere.png", "a link out of the data's root"),
+        ("folder.png", "../dog", "no regular file"),
+        ("above.png", "..", "a link in a loop"),
+    ):
+        (cat / name).symlink_to(target)
+        expected[f"train/cat/{name}"] = why
+    os.mkfifo(cat / "pipe.png")
+    expected["train/cat/pipe.png"] = "no regular file"
+    return expected
+
+
+def add_what_is_no_fault(root: Path) -> None:
+    """Files that are good images, or none of our business."""
+    dog = root / "train" / "dog"
+    for mode in ("L", "LA", "1", "P", "RGBA", "I;16"):
+        Image.new(mode, (9, 9)).save(dog / f"mode {mode[0]}{len(mode)}.PNG")
+    Image.new("CMYK", (9, 9)).save(dog / "print.Jpeg")
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    noise().save(dog / "turned.jpg", exif=exif)
+    noise().save(dog / "moving.gif", save_all=True, append_images=[noise()])
+    noise(600).save(dog / "large.jpg")
+    noise().save(dog / "ümlaut und Leerzeichen.png")
+    (dog / "same root.png").symlink_to("../cat/00.png")
+    for split in ("train", "test"):
+        for name in ("._00.png", ".DS_Store", "Thumbs.db", "desktop.ini", ".hidden.jpg"):
+            (root / split / "cat" / name).write_bytes(b"no image")
+        for name in (".ipynb_checkpoints", "__MACOSX"):
+            for folder in (root / split / name, root / split / "cat" / name):
+                folder.mkdir()
+                (folder / "00-checkpoint.png").write_bytes(b"no image")
+
+
+def test_every_planted_fault_is_found_with_its_reason_and_nothing_else(photos: Path) -> None:
+    add_what_is_no_fault(photos)
+    good = listed(look(photos).source)
+    assert len(good) == 3 * 36 + 12
+    expected = plant(photos)
+    assert len(expected) == 23
+    with pytest.raises(ValueError, match=r"holds 23 bad images; remove .*on_bad_image=skip") as e:
+        look(photos)
+    lines = str(e.value).splitlines()
+    assert len(lines) == 1 + 20 + 1  # twenty of them, and how many more
+    assert lines[-1] == "  ... and 3 more"
+    found = dict(line.split(": ", 1) for line in findings(photos))
+    assert set(found) == set(expected)
+    for path, why in expected.items():
+        assert why in found[path], path
+    assert set(lines[1:-1]) < {f"  {path}: {why}" for path, why in found.items()}
+
+    skipped = look(photos, "skip")
+    assert listed(skipped.source) == good
+    ((level, message),) = [m for m in skipped.messages if "bad images" in m[1]]
+    assert level == logging.WARNING
+    assert message.startswith("23 bad images left out (")
+    assert "3: it is no regular file" not in message
+    assert "2: it is no regular file" in message
+    assert "1: the file is empty" in message
+    assert "findings.txt" in message
+
+
+def test_other_kinds_than_the_names_say_are_reported_and_used(photos: Path) -> None:
+    (photos / "train/cat/really.png").write_bytes(encoded(noise(), "JPEG"))
+    (photos / "test/cat/really.jpg").write_bytes(encoded(noise(), "PNG"))
+    checked = look(photos)
+    assert {"train/cat/really.png", "test/cat/really.jpg"} <= listed(checked.source)
+    ((_, message),) = checked.messages
+    assert "2 images used under a wrong extension (train/cat/really.png: JPEG" in message
+    assert findings(photos) == [
+        "train/cat/really.png: JPEG and not PNG",
+        "test/cat/really.jpg: PNG and not JPEG",
+    ]
+
+
+def test_files_that_two_splits_share_are_counted(photos: Path) -> None:
+    for path, twin in (
+        ("train/cat/00.png", "test/dog/twin.png"),
+        ("train/cat/01.jpg", "test/cat/twin.jpg"),
+        ("val/ant/02.webp", "test/ant/twin.webp"),
+        ("train/cat/04.png", "train/cat/twin.png"),  # within a split it is no leak
+    ):
+        (photos / twin).write_bytes((photos / path).read_bytes())
+    checked = look(photos)
+    assert len(listed(checked.source)) == 112
+    assert [level for level, _ in checked.messages] == [logging.WARNING] * 2
+    of_train, of_val = (message for _, message in checked.messages)
+    assert of_train.startswith("2 images of test found in train, too, byte for byte (test/")
+    assert of_val.startswith("1 image of test found in val, too")
+    assert sorted(findings(photos)) == [
+        "test/ant/twin.webp = val/ant/02.webp",
+        "test/cat/twin.jpg = train/cat/01.jpg",
+        "test/dog/twin.png = train/cat/00.png",
+    ]
+
+
+# ------------------------------------------------------------------ folders at fault
+
+
+def link_out(root: Path) -> None:
+    (root.parent / "bee").mkdir()
+    for split in ("train", "val", "test"):
+        (root / split / "bee").symlink_to(root.parent / "bee")
+
+
+def split_out(root: Path) -> None:
+    (root / "test").rename(root.parent / "test")
+    (root / "test").symlink_to(root.parent / "test")
+
+
+def deeper(root: Path) -> None:
+    (root / "val" / "cat" / "more").mkdir()
+    for path in (root / "val" / "cat").glob("*.*"):
+        path.rename(path.parent / "more" / path.name)
+
+
+def emptied(root: Path) -> None:
+    for path in (root / "test" / "dog").iterdir():
+        path.unlink()
+
+
+def all_zero(root: Path) -> None:
+    for path in (root / "test" / "dog").iterdir():
+        path.write_bytes(b"")
+
+
+def all_torn(root: Path) -> None:
+    for path in (root / "test" / "dog").iterdir():
+        path.write_bytes(b"torn")
+
+
+@pytest.mark.parametrize(
+    ("harm", "said"),
+    [
+        (link_out, r"train/bee: a link out of the data's root"),
+        (split_out, r"test: a link out of the data's root"),
+        (lambda root: (root / "val/bee").symlink_to("gone"), r"val/bee: a link to nothing"),
+        (lambda root: (root / "val/bee").symlink_to("bee"), r"val/bee: a link that leads nowhere"),
+        (lambda root: (root / "train/bee").symlink_to("."), r"train/bee: a link in a loop"),
+        (lambda root: (root / "test/bee").symlink_to(".."), r"test/bee: a link in a loop"),
+        (emptied, r"test/dog: holds no image \(\.jpg"),
+        (all_zero, r"test/dog: holds no good image \(12 bad\)"),
+        (all_torn, r"test/dog: holds no good image \(12 bad\)"),
+        (deeper, r"val/cat: holds images in folders below it only"),
+    ],
+)
+def test_a_folder_at_fault_is_named_and_never_skipped(
+    photos: Path, harm: Callable[[Path], None], said: str
+) -> None:
+    harm(photos)
+    with pytest.raises(ValueError, match=said) as error:
+        listed(look(photos, "skip").source)
+    assert "\n" not in str(error.value)
+
+
+def test_the_root_may_be_a_link_and_names_may_differ_in_case_only(photos: Path) -> None:
+    for split in ("train", "val", "test"):
+        (photos / split / "Cat").mkdir()
+        noise().save(photos / split / "Cat" / "00.png")
+    link = photos.parent / "link"
+    link.symlink_to(photos)
+    checked = look(link)
+    assert checked.source.class_names == ["Cat", "ant", "cat", "dog"]
+    assert not checked.messages
+
+
+@pytest.fixture
+def as_nobody() -> Iterator[Path]:
+    """A folder of a user whom permissions hold for; root, whom none does, becomes that user."""
+    with tempfile.TemporaryDirectory() as folder:
+        if os.geteuid():
+            yield Path(folder)
+            return
+        os.chown(folder, 65534, 65534)
+        os.setresuid(65534, 65534, 0)
+        try:
+            yield Path(folder)
+        finally:
+            os.setresuid(0, 0, 0)
+
+
+def test_files_and_folders_that_may_not_be_read_are_named(as_nobody: Path) -> None:
+    root = as_nobody / "photos"
+    for split in ("train", "test"):
+        for name in ("ant", "cat"):
+            (root / split / name).mkdir(parents=True)
+            for i in range(3):
+                noise().save(root / split / name / f"{i}.png")
+    secret = root / "train" / "cat" / "1.png"
+    secret.chmod(0)
+    with pytest.raises(
+        ValueError, match=r"1 bad image;(.|\n)*train/cat/1\.png: it may not be read"
+    ):
+        look(root)
+    assert len(listed(look(root, "skip").source)) == 11
+    secret.chmod(0o600)  # neither size nor mtime changes, and yet:
+    assert len(listed(look(root).source)) == 12
+    for folder in (root / "test" / "cat", root / "test"):
+        folder.chmod(0)
+        with pytest.raises(ValueError, match=rf"{folder}: Permission denied"):
+            look(root, "skip")
+        folder.chmod(0o700)
+
+
+# ------------------------------------------------------------------ remembered, and not twice
+
+
+def count_opened(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    opened = []
+
+    def counting(path: str) -> Image.Image:
+        opened.append(str(path))
+        return decode.open_image(path)
+
+    monkeypatch.setattr(check_module, "open_image", counting)
+    monkeypatch.setattr("resnet_lab.data.sources.open_image", counting)
+    return opened
+
+
+def test_a_split_is_looked_at_once_and_again_when_a_file_changes(
+    photos: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    opened = count_opened(monkeypatch)
+    first = look(photos)
+    assert len(opened) == 3 * (36 + 1)  # and one of each split for its size
+    for split in first.source.splits:  # what the check decoded is not decoded again
+        assert first.source.images(split, 24).shape == (36, 24, 24, 3)
+    assert first.source.own_size == 24
+    assert len(opened) == 3 * (36 + 1)
+    pixels = np.array(first.source.images("test", 24))
+
+    opened.clear()
+    assert look(photos).messages == first.messages
+    assert opened == []
+
+    path = photos / "test" / "cat" / "04.png"
+    noise().save(path)
+    os.utime(path, ns=(0, 1))
+    again = look(photos).source
+    assert len(opened) == 36 + 1
+    assert all("/test/" in name for name in opened)
+    changed = np.array(again.images("test", 24)) != pixels
+    assert np.flatnonzero(changed.any(axis=(1, 2, 3))).tolist() == [12 + 4]
+
+    path.write_bytes(b"torn")
+    with pytest.raises(ValueError, match=r"test/cat/04\.png: its content is no image"):
+        look(photos)
+
+
+def test_pixels_of_the_check_are_those_of_the_source(photos: Path) -> None:
+    from_check = look(photos).source.images("train", 24)
+    alone = ImageFolder(str(photos), str(photos.parent / "other")).images("train", 24)
+    np.testing.assert_array_equal(from_check, alone)
+
+
+def test_of_a_large_set_a_sample_is_read_whole(photos: Path) -> None:
+    (photos / "train" / "cat" / "01.jpg").write_bytes(b"")  # told without opening it
+    (photos / "train" / "cat" / "02.webp").write_bytes(b"torn")  # not in the sample
+    with pytest.raises(
+        ValueError, match=r"holds 1 bad image;(.|\n)*cat/01\.jpg: the file is empty"
+    ):
+        look(photos, most=7)
+    checked = look(photos, "skip", most=7)
+    assert "7 of the 35 images of train were checked" in checked.messages[0][1]
+    assert "train/cat/02.webp" in listed(checked.source)
+    assert "train/cat/02.webp" not in listed(look(photos, "skip").source)
+    assert look(photos, "skip", most=0).source.fingerprint("val")
+
+
+def test_the_datamodule_counts_what_is_left_and_says_so(
+    photos: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    plant(photos)
+
+    def data(**options: Any) -> ImageDataModule:
+        cache = str(photos.parent / "cache")
+        source = ImageFolder(str(photos), cache)
+        return ImageDataModule(source=source, cache_dir=cache, batch_size=4, **options)
+
+    with pytest.raises(ValueError, match="holds 23 bad images"):
+        data().setup("fit")
+    first, second = data(on_bad_image="skip"), data(on_bad_image="skip")
+    with caplog.at_level(logging.INFO):
+        first.setup("fit")
+    said = [record.getMessage() for record in caplog.records]
+    assert sum("23 bad images left out" in line for line in said) == 1
+    second.setup("fit")
+    assert (first.n_train, first.n_val, first.n_test) == (36, 36, 36)
+    pairs = zip(first.train_dataloader(), second.train_dataloader(), strict=True)
+    assert all(torch.equal(one[0], other[0]) for one, other in pairs)
+
+
+# ------------------------------------------------------------------ bombs
+
+
+def test_a_bomb_is_refused_by_its_header_whoever_opens_it(tmp_path: Path) -> None:
+    side = int(decode.MOST_PIXELS**0.5) + 1
+    for split in ("train", "test"):
+        (tmp_path / "photos" / split / "cat").mkdir(parents=True)
+        noise().save(tmp_path / "photos" / split / "cat" / "0.png")
+    bomb = tmp_path / "photos" / "train" / "cat" / "bomb.png"
+    bomb.write_bytes(png(side, side))
+    source = ImageFolder(str(tmp_path / "photos"), str(tmp_path / "cache"))
+    with pytest.raises(ValueError, match=r"bomb\.png: it declares too many pixels"):
+        source.read("train", 1)
+    with pytest.raises(ValueError, match=r"bomb\.png: it declares too many pixels"):
+        check(source, "error", None)
+    (broken,) = stats.examine(source)["broken"]
+    assert broken["reason"].startswith("it declares too many pixels")
+    picture = predict._decode(bomb, 32, True)
+    assert picture.error is not None
+    assert picture.error.startswith("it declares too many pixels")
+    bomb.write_bytes(png(side - 1, side - 1))  # at the limit it is opened, and is truncated
+    with pytest.raises(ValueError, match="truncated"):
+        source.read("train", 1)
+
+
+def test_refusing_a_bomb_takes_no_memory(tmp_path: Path) -> None:
+    # A real one: 2.5 billion black pixels in 36 MB of zeros, each row deflated a thousandfold.
+    bomb = tmp_path / "bomb.png"
+    bomb.write_bytes(png(50_000, 50_000, bytes(150_001) * 300))
+    assert bomb.stat().st_size < 100_000
+    program = """
+import resource, sys
+from resnet_lab.data.decode import open_image, to_rgb
+def peak():
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+before = peak()
+try:
+    to_rgb(open_image(sys.argv[1]))
+except ValueError as error:
+    assert "too many pixels" in str(error)
+    print(peak() - before)
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", program, str(bomb)], capture_output=True, text=True, check=True
+    )
+    assert int(done.stdout) < 10_000  # KiB, where the picture would take 7.5 GB
+
+
+def test_a_pipe_is_refused_and_not_waited_for(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe.png")
+    with pytest.raises(ValueError, match="no regular file"):
+        decode.open_image(tmp_path / "pipe.png")
+
+
+# ------------------------------------------------------------------ workers
+
+
+class Net(pl.LightningModule):
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.zeros(()))
+
+    def training_step(self, batch: tuple[torch.Tensor, torch.Tensor]) -> torch.Tensor:
+        return batch[0].mean() * self.weight
+
+    def validation_step(self, batch: tuple[torch.Tensor, torch.Tensor]) -> None:
+        pass
+
+    def configure_optimizers(self) -> torch.optim.Optimizer:
+        return torch.optim.SGD(self.parameters(), lr=0.1)
+
+
+def stream(root: Path, **options: Any) -> None:
+    """An epoch of training on the folder's images, decoded by two workers."""
+    cache = str(root.parent / "cache")
+    data = ImageDataModule(
+        source=ImageFolder(str(root), cache),
+        cache_dir=cache,
+        batch_size=4,
+        image_size=65,
+        workers=2,
+        mean=[0.5] * 3,
+        std=[0.5] * 3,
+        **options,
+    )
+    trainer = pl.Trainer(
+        accelerator="cpu",
+        max_epochs=1,
+        logger=False,
+        num_sanity_val_steps=0,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+    )
+    trainer.fit(Net(), data)
+
+
+FORK = pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")  # Python 3.12
+TREESPEC = pytest.mark.filterwarnings("ignore:.*LeafSpec.*:FutureWarning")  # Lightning 2.6
+
+
+@FORK
+@TREESPEC
+@pytest.mark.parametrize(
+    "harm",
+    [
+        lambda: os.kill(os.getpid(), signal.SIGKILL),
+        lambda: os._exit(3),
+        lambda: time.sleep(600),
+    ],
+    ids=["killed", "gone", "hanging"],
+)
+def test_a_worker_that_dies_or_hangs_names_its_image(
+    photos: Path, monkeypatch: pytest.MonkeyPatch, harm: Callable[[], None]
+) -> None:
+    read = ImageFolder.read
+
+    def harmful(self: ImageFolder, split: str, index: int, make: Make) -> Image.Image:
+        if self.describe(split, index) == "train/cat/05.jpg":
+            harm()
+        return read(self, split, index, make)
+
+    monkeypatch.setattr(ImageFolder, "read", harmful)  # workers are forks, and have it, too
+    began = time.monotonic()
+    with pytest.raises((ValueError, RuntimeError), match=r"while it read train/cat/05\.jpg; look"):
+        stream(photos, worker_timeout=2)
+    assert time.monotonic() - began < 30
+
+
+@FORK
+@TREESPEC
+def test_a_bad_image_in_a_worker_is_one_sentence(photos: Path) -> None:
+    (photos / "train" / "cat" / "05.jpg").write_bytes(b"torn")
+    with pytest.raises(ValueError, match=r"^cannot read .*train/cat/05\.jpg: its content") as error:
+        stream(photos, check=0)
+    assert "\n" not in str(error.value)
+
+
+def test_an_error_of_torch_in_the_middle_of_a_step_names_the_image(photos: Path) -> None:
+    cache = str(photos.parent / "cache")
+    source = ImageFolder(str(photos), cache)
+    data = ImageDataModule(source=source, cache_dir=cache, batch_size=4, image_size=65, workers=1)
+    data.setup("fit")
+    loader = data.train_dataloader()
+    assert loader._in_workers is not None
+    loader._in_workers.reading[0] = torch.tensor([2**22 + 1, 17])  # a process there is not
+    ours, other = (
+        RuntimeError("DataLoader worker (pid 7) is killed by signal: Killed."),
+        RuntimeError("?"),
+    )
+    data.on_exception(ours)
+    data.on_exception(other)
+    assert "is killed by signal: Killed) while it read train/cat/05.jpg" in str(ours)
+    assert str(other) == "?"
+
+
+# ------------------------------------------------------------------ real photographs
+
+
+@pytest.mark.faults
+def test_sixty_thousand_real_files_give_no_alarm(
+    tmp_path: Path, figure: Callable[[str, str], None]
+) -> None:
+    if not JPEGS.is_file():
+        pytest.skip(f"needs {JPEGS.name}, CIFAR-10 as JPEG files, in ../shared/data")
+    with tarfile.open(JPEGS) as archive:
+        archive.extractall(tmp_path, filter="data")
+    root = tmp_path / "cifar10-jpeg"
+
+    def timed() -> float:
+        began = time.monotonic()
+        checked = look(root)
+        assert checked.source.images("train", 32).shape == (50_000, 32, 32, 3)
+        assert checked.source.images("test", 32).shape == (10_000, 32, 32, 3)
+        assert [message for _, message in checked.messages if "byte for byte" not in message] == []
+        return time.monotonic() - began
+
+    first, second = timed(), timed()
+    assert second < first / 4
+    figure("clean CIFAR-10 JPEG files", "60,000 checked, 0 called bad")
+    figure("their check with decoding", f"{first:.1f} s; remembered, {second:.1f} s")
+
+    expected = {}
+    kinds = list(contents().items())
+    for i in range(320):
+        name, (content, _) = kinds[i % len(kinds)]
+        path = f"train/{('cat', 'dog', 'ship', 'frog')[i % 4]}/planted {i} {name}"
+        (root / path).write_bytes(content)
+        expected[path] = name
+    with pytest.raises(ValueError, match="holds 320 bad images"):
+        look(root)
+    found = {line.split(": ", 1)[0] for line in findings(root)}
+    assert found == set(expected)
+    figure("bad images planted among them", f"{len(found & set(expected))} of 320 found, 0 others")
