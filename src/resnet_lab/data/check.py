@@ -69,7 +69,7 @@ def check(source: ImageFolder, on_bad_image: str, most: int | None) -> Checked:
     misnamed: dict[str, str] = {}
     messages = []
     for split, look in looks.items():
-        bad |= source.faults(split) | look["faults"]
+        bad |= dict(sorted((source.faults(split) | look["faults"]).items()))
         misnamed |= look["misnamed"]
         if strangers := source.strangers(split):
             line = f"{strangers:,} files of {split} are no images by their names"
