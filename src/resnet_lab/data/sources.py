@@ -521,7 +521,10 @@ def wrong_folders(faults: dict[str, str]) -> ValueError:
 
 
 def unreadable(path: str, error: Exception) -> ValueError:
-    return ValueError(f"cannot read {path}: {reason(error)}; remove or replace it")
+    return ValueError(
+        f"cannot read {path}: {reason(error)}; remove or replace it, or have "
+        "data.on_bad_image=skip with data.check=null leave such files out"
+    )
 
 
 def evenly_spaced(n: int, most: int) -> Sequence[int]:
