@@ -10,8 +10,6 @@ import pytest
 from hydra import compose, initialize_config_dir
 from omegaconf import DictConfig
 
-FIGURES: list[str] = []
-
 ROOT = Path(__file__).resolve().parents[1]
 CONF = ROOT / "conf"
 
@@ -67,15 +65,3 @@ def refused() -> Callable[..., str]:
         return done.stderr.removeprefix("error: ")
 
     return message
-
-
-@pytest.fixture(scope="session")
-def figure() -> Callable[[str, str], None]:
-    """`figure("bad images found", "17 of 17")`: a line at the end of the test session."""
-    return lambda name, value: FIGURES.append(f"{name}: {value}")
-
-
-def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
-    if FIGURES:
-        terminalreporter.section("figures")
-        terminalreporter.write("".join(f"{line}\n" for line in FIGURES))
