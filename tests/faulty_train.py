@@ -2,7 +2,6 @@
 
 import itertools
 import os
-import runpy
 from pathlib import Path
 from typing import Any
 
@@ -19,4 +18,6 @@ def faulty(self: Classifier, *arguments: Any) -> Any:
 
 
 Classifier.training_step = faulty  # type: ignore[method-assign]
-runpy.run_path(str(Path(__file__).parents[1] / "train.py"), run_name="__main__")
+# Not by runpy: the command line, by which Lightning starts the other device, is to name this file.
+train = Path(__file__).parents[1] / "train.py"
+exec(compile(train.read_text(), train, "exec"))

@@ -168,6 +168,31 @@ def test_a_chain_of_stops_changes_nothing(kind, whole, config, tmp_path):
     assert_same(expected, outcome(run_dir))
 
 
+DOORS = {
+    "again": (),
+    "streamed": ("data.memory_limit=0", "data.workers=0"),
+    "streamed by workers": ("data.memory_limit=0", "data.workers=2"),
+}
+
+
+@pytest.mark.parametrize("door", DOORS)
+def test_the_door_changes_nothing(door, whole, config, tmp_path):
+    """The same weights again, and from files in place of memory, with workers or without."""
+    expected = whole(*SMALL_NET)
+    cfg = config(*TINY, *SMALL_NET, *DOORS[door], f"run_dir={tmp_path}/other")
+    assert run(cfg) == 0
+    assert_same(expected, outcome(tmp_path / "other"))
+
+
+def test_a_streamed_run_is_stopped_and_goes_on(whole, config, tmp_path):
+    expected = whole(*SMALL_NET)
+    cfg = config(*TINY, *SMALL_NET, *DOORS["streamed by workers"], f"run_dir={tmp_path}/other")
+    assert run(cfg, at(6)) == 143
+    assert run(resumed(tmp_path / "other"), at(10)) == 143
+    assert run(resumed(tmp_path / "other")) == 0
+    assert_same(expected, outcome(tmp_path / "other"))
+
+
 def test_a_killed_run_forgets_what_it_will_write_again(whole, config, tmp_path):
     """Killed between two checkpoints: figures and points after the last one are there already."""
     expected = whole(*SMALL_NET)

@@ -220,9 +220,9 @@ def test_one_device_fails_and_the_run_ends(start, target, fault, figure, monkeyp
         monkeypatch.setenv("FAULT_RANK", str(rank))  # see faulty_train.py
         run = start("trainer.devices=2", script="tests/faulty_train.py")
     else:
-        run = start("trainer.devices=2", "rank_timeout=8").ready()
+        run = start("trainer.devices=2", "rank_timeout=40").ready()  # a start takes some of it
         target(run, signal.SIGKILL if fault == "killed" else signal.SIGSTOP)
-    status, seconds = run.end(120 if fault == "raising" else BOUND)
+    status, seconds = run.end(120)
     assert status != 0
     if fault == "raising":
         assert "on purpose" in run.log.read_text()

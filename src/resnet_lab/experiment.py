@@ -53,7 +53,7 @@ from resnet_lab.data.sources import Source
 from resnet_lab.models.complexity import Complexity, count
 from resnet_lab.models.pretrained import Pretrained, preprocessing
 from resnet_lab.screen import duration
-from resnet_lab.stop import Stopped
+from resnet_lab.stop import Stopped, die_with_parent, locks
 
 try:
     import fcntl
@@ -437,9 +437,11 @@ def _alone_in(run_dir: Path) -> Iterator[None]:
         ) from error
     except OSError:
         log.debug("this file system has no locks")
+    locks.add(folder)
     try:
         yield
     finally:
+        locks.discard(folder)
         os.close(folder)
 
 
@@ -453,7 +455,7 @@ def _parent_and_child() -> Iterator[None]:
         yield
         return
     parent = os.getppid()
-    ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG
+    die_with_parent()
     try:
         yield
     except Exception:

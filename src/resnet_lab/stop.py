@@ -1,7 +1,9 @@
 """How a run is told to stop from outside, and how it then ends."""
 
+import ctypes
 import os
 import signal
+import sys
 import threading
 from types import FrameType
 from typing import Any
@@ -75,12 +77,24 @@ class Signals:
         os.close(pipe)
 
 
+locks: set[int] = set()  # open files by which this process holds a lock
+
+
+def die_with_parent() -> None:
+    """The process is killed as soon as the one that has started it ends (Linux; else nothing)."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG
+
+
 def spare_worker(worker: int = 0) -> None:
     """In a process that loads data: a signal to the whole group is for the run's first process.
 
     That one needs its workers to finish the step. SIGTERM, by which they are also ended, ends them
-    five seconds later.
+    five seconds later. And the worker must not hold on to what ends with that process.
     """
+    die_with_parent()
+    for lock in locks:
+        os.close(lock)
     signal.set_wakeup_fd(-1)
     for number in STATUS:
         signal.signal(number, signal.SIG_IGN)

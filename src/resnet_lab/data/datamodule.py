@@ -13,7 +13,7 @@ from lightning.pytorch.utilities import rank_zero_only
 from torch import Tensor
 
 from resnet_lab.data.augment import cutout, normalise, random_crop_flip, scale_and_shift
-from resnet_lab.data.cache import cached_json
+from resnet_lab.data.cache import cached_json, progress
 from resnet_lab.data.check import check as look_into
 from resnet_lab.data.decode import SMALL, fit
 from resnet_lab.data.loaders import Batches, EvalRows, InMemory, Part, Streamed, TrainRows
@@ -74,12 +74,12 @@ class ImageDataModule(LightningDataModule):
             stratified; 0 is none. A source that brings its own val split is not cut.
         seed: decides the cut, the order of every epoch and all augmentation.
         mean, std: of each channel, for pixels from 0 to 1; None computes them from the training
-            images after the cut, or from 2,048 of them where the set is streamed.
+            images after the cut, or from 2,048 of them where they are photographs.
         crop_padding: pixels of black around an image before its random crop; 0 is no crop.
         flip: whether half of the training images are mirrored.
         cutout: side in pixels of the square that is cut out of training images; 0 is none.
-        random_resized_crop: smallest and largest share of a streamed training image's area that
-            is cropped.
+        random_resized_crop: smallest and largest share of a photograph's area that is cropped
+            in training, in place of crop_padding.
         workers: processes that decode streamed images on each device; None is a share of the CPUs.
         memory_limit: gigabytes of uint8 images up to which small images are kept in memory.
         eval_batch_size: images in one device's evaluation batch; None is batch_size, at most 256.
@@ -92,6 +92,7 @@ class ImageDataModule(LightningDataModule):
         worker_timeout: seconds that one batch may take to decode.
 
     Attributes (`mean`, `std`, the `n_` counts and those below are there after `setup`):
+        photographs: whether images are larger than 64 pixels a side.
         streaming: whether images are decoded by workers.
         train_batches: steps in an epoch.
     """
@@ -177,7 +178,7 @@ class ImageDataModule(LightningDataModule):
                 CACHE_FORMAT,
                 self.source.fingerprint("train"),
                 self.image_size,
-                self.streaming,
+                self.photographs,
                 train.tolist(),
             )
             mean, std = cached_json(entry(self.cache_dir, "statistics", key), self._measure)
@@ -213,7 +214,8 @@ class ImageDataModule(LightningDataModule):
         self.n_train, self.n_val, self.n_test = (len(i) for i in self._indices.values())
         self.train_batches = len(TrainPlan(self.n_train, self.batch_size, self.seed, epoch=0))
         gigabytes = len(labels) * self.image_size**2 * 3 / 1e9
-        self.streaming = self.image_size > SMALL or gigabytes > self.memory_limit
+        self.photographs = self.image_size > SMALL
+        self.streaming = self.photographs or gigabytes > self.memory_limit
 
     def _make_part(self, name: str) -> None:
         indices = self._indices[name]
@@ -221,7 +223,8 @@ class ImageDataModule(LightningDataModule):
             return
         args = (self.source, self._split_of[name], indices, self.image_size)
         if self.streaming:
-            self._parts[name] = Streamed(*args, self._scale, self.flip)
+            scale = self._scale if self.photographs else None
+            self._parts[name] = Streamed(*args, scale, self.flip)
         else:
             self._parts[name] = InMemory(*args)
 
@@ -242,8 +245,11 @@ class ImageDataModule(LightningDataModule):
     def _measure(self) -> tuple[list[float], list[float]]:
         train, size = self._indices["train"], self.image_size
         if self.streaming:
-            some = train[evenly_spaced(len(train), STATISTICS_IMAGES)]
-            log.info("mean and std are computed from %d of %d images", len(some), len(train))
+            if self.photographs:
+                some = train[evenly_spaced(len(train), STATISTICS_IMAGES)]
+                log.info("mean and std are computed from %d of %d images", len(some), len(train))
+            else:  # as from memory: which door they come through must change nothing
+                some = progress(train, len(train), f"measuring {len(train)} images")
             square = partial(fit, size=size)
             read = self.source.read
             return channel_statistics(np.asarray(read("train", i, square)) for i in some)
@@ -334,7 +340,7 @@ class ImageDataModule(LightningDataModule):
         if not in_training:
             return normalise(images, scale, shift), labels
         (draws,) = in_training
-        if not self.streaming:  # what is streamed is cropped and mirrored already
+        if not self.photographs:  # which are cropped and mirrored where they are decoded
             images = random_crop_flip(
                 images, draws[:, TOP : FLIP + 1], self.crop_padding, self.flip
             )

@@ -116,7 +116,8 @@ class Streamed(Part):
     In training a random-resized-crop by the draws; else the central square, see `evaluation_zoom`.
 
     Args:
-        scale: the crop's smallest and largest share of the image's area.
+        scale: the crop's smallest and largest share of the image's area; None is no such crop and
+            no mirroring, which small images get as batches, streamed or not.
         flip: whether half of the crops are mirrored.
     """
 
@@ -126,7 +127,7 @@ class Streamed(Part):
         split: str,
         indices: np.ndarray,
         image_size: int,
-        scale: tuple[float, float],
+        scale: tuple[float, float] | None,
         flip: bool,
     ) -> None:
         super().__init__(source, split, indices, image_size)
@@ -138,7 +139,7 @@ class Streamed(Part):
     def pixels(self, rows: Rows) -> Tensor:
         images = np.empty((len(rows.images), self.image_size, self.image_size, 3), np.uint8)
         for row, index in enumerate(self.indices[rows.images].tolist()):
-            if rows.draws is None:
+            if rows.draws is None or self.scale is None:
                 make = partial(fit, size=self.image_size, zoom=self.zoom)
             else:
                 top, left, area, ratio = rows.draws[row, [TOP, LEFT, AREA, RATIO]] / 2.0**31
