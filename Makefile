@@ -7,7 +7,7 @@ LOGDIR ?= outputs
 PORT ?= 6006
 
 .DEFAULT_GOAL := help
-.PHONY: help install train bench test test-slow test-faults lint format types tensorboard constraints clean
+.PHONY: help install train bench test test-slow test-faults lint format types audit tensorboard constraints clean
 
 help: ## Show this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-13s %s\n", $$1, $$2}'
@@ -58,6 +58,9 @@ format: $(READY) ## Put the code into format
 
 types: $(READY) ## Check types
 	@$(BIN)/mypy
+
+audit: ## Report known vulnerabilities of the pinned versions (needs uv and a network)
+	@$(PYTHON) .ci/audit
 
 tensorboard: $(READY) ## Open TensorBoard on localhost: LOGDIR=outputs PORT=6006
 	@$(BIN)/tensorboard --logdir $(LOGDIR) --host localhost --port $(PORT)

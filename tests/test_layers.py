@@ -29,7 +29,7 @@ ROOMS: dict[str, tuple[set[str], set[str]]] = {
     "bench.gate": (set(), set()),
     "report": ({"report", "screen", "style"}, set()),
     "commands.summary": (
-        {"config", "experiment", "models", "screen", "sweep.grid"},
+        {"config", "experiment", "models", "screen", "sweep.grid", "trust"},
         HYDRA,
     ),
     "commands.find_lr": (
@@ -39,19 +39,10 @@ ROOMS: dict[str, tuple[set[str], set[str]]] = {
     "commands.stats": ({"config", "data", "experiment", "screen"}, set()),
     "sweep.measure": ({"config", "experiment"}, HYDRA | TORCH | LIGHTNING),
     "sweep.server": (set(), set()),
-    "sweep": ({"config", "screen", "stop", "sweep"}, HYDRA),
+    "sweep": ({"config", "resume", "screen", "stop", "sweep", "trust"}, HYDRA),
     "experiment": (
-        {
-            "board",
-            "callbacks",
-            "checkpoint_io",
-            "classifier",
-            "config",
-            "data",
-            "models",
-            "screen",
-            "stop",
-        },
+        {"board", "callbacks", "checkpoint_io", "classifier", "config", "data", "models"}
+        | {"resume", "screen", "stop", "trust"},
         HYDRA | TORCH | LIGHTNING,
     ),
     "callbacks": ({"callbacks", "screen", "stop", "style"}, TORCH | LIGHTNING),
@@ -59,7 +50,9 @@ ROOMS: dict[str, tuple[set[str], set[str]]] = {
     "board": (set(), LIGHTNING | {"tensorboard"}),
     "checkpoint_io": (set(), TORCH | LIGHTNING),
     "schedule": (set(), TORCH),
-    "config": ({"models.family"}, HYDRA),
+    "config": ({"models.family", "resume", "trust"}, HYDRA),
+    "resume": (set(), set()),
+    "trust": (set(), HYDRA),
     "screen": (set(), set()),
     "stop": (set(), set()),
     "style": (set(), set()),
@@ -127,7 +120,17 @@ def test_only_experiment_instantiates_configs():
 
 @pytest.mark.parametrize(
     "module",
-    ["config", "screen", "data.sources", "models.family", "cli", "bench.run", "report.write"],
+    [
+        "config",
+        "resume",
+        "screen",
+        "trust",
+        "data.sources",
+        "models.family",
+        "cli",
+        "bench.run",
+        "report.write",
+    ],
 )
 def test_light_rooms_load_without_torch(module):
     program = f"import sys; sys.modules['torch'] = None; import resnet_lab.{module}"

@@ -329,11 +329,19 @@ def test_trunks_that_cannot_be(config, tmp_path):
     (tmp_path / "config.yaml").write_text("lr: 1")
     with pytest.raises(ValueError, match="not the config of a run"):
         check(config("model=pretrained", f"model.trunk={tmp_path}"))
-    for target in ("os.mkdir", "resnet_lab.models.pretrained.torch.hub.load"):
-        for model in ({"_target_": target}, {"_target_": "x", "a": [{"_target_": target}]}):
-            OmegaConf.save({"model": model, "data": {}}, tmp_path / "config.yaml")
-            with pytest.raises(ValueError, match=r"only nets of resnet_lab\.models"):
-                check(config("model=pretrained", f"model.trunk={tmp_path}"))
+    # More such targets are in test_trust.py.
+    for model in (
+        {"_target_": "os.mkdir"},
+        {"_target_": "torch.nn.Sequential", "_args_": [{"_target_": "os.mkdir"}]},
+    ):
+        OmegaConf.save({"model": model, "data": {}}, tmp_path / "config.yaml")
+        with pytest.raises(ValueError, match=r"model\.trunk=.*os\.mkdir is not among the things"):
+            check(config("model=pretrained", f"model.trunk={tmp_path}"))
+    model = {"_target_": "resnet_lab.models.pretrained.torch.hub.load"}
+    images = {"image_size": 32, "mean": [0.5] * 3, "std": [0.2] * 3}
+    OmegaConf.save({"model": model, "data": images}, tmp_path / "config.yaml")
+    with pytest.raises(ValueError, match=r"is torch\.hub\.load, which is not among the things"):
+        experiment.build(config("model=pretrained", f"model.trunk={tmp_path}"))
 
 
 @pytest.mark.parametrize(

@@ -489,6 +489,49 @@ def test_a_tampered_cifar_archive_is_not_unpacked(cifar: Path) -> None:
     assert not (cifar / "cifar-10-batches-py").exists()
 
 
+def test_of_an_archive_only_the_files_of_the_data_set_are_unpacked(
+    cifar: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Were the checksum right: no member that climbs out, no link, no device."""
+    import torchvision
+
+    kind = torchvision.datasets.CIFAR10
+    path, outside = cifar / kind.filename, cifar.parent / "outside"
+    outside.mkdir()
+    with tarfile.open(path) as archive:
+        files = {
+            member.name: archive.extractfile(member).read()  # type: ignore[union-attr]
+            for member in archive.getmembers()
+        }
+    link = tarfile.TarInfo(f"{kind.base_folder}/link")
+    link.type, link.linkname = tarfile.SYMTYPE, str(outside)
+    hard = tarfile.TarInfo("hard")
+    hard.type, hard.linkname = tarfile.LNKTYPE, "../outside"
+    device = tarfile.TarInfo(f"{kind.base_folder}/device")
+    device.type = tarfile.CHRTYPE
+    climbing = {
+        f"{kind.base_folder}/../../outside/climbed": b"x",
+        str(outside / "absolute"): b"x",
+        f"{kind.base_folder}/link/through": b"x",
+        f"{kind.base_folder}/more.py": b"x",
+    }
+    with tarfile.open(path, "w:gz") as archive:
+        for special in (link, hard, device):
+            archive.addfile(special)
+        for name, content in (climbing | files).items():
+            info = tarfile.TarInfo(name)
+            info.size = len(content)
+            archive.addfile(info, io.BytesIO(content))
+    checksum = hashlib.md5(path.read_bytes(), usedforsecurity=False).hexdigest()
+    monkeypatch.setattr(kind, "tgz_md5", checksum)
+    source = CIFAR10(str(cifar), str(cifar.parent / "cache"))
+    assert source.images("train", 32).shape == (20, 32, 32, 3)
+    assert sorted(str(file.relative_to(cifar)) for file in cifar.rglob("*/*")) == sorted(files)
+    assert list(outside.iterdir()) == []
+    assert not any(file.is_symlink() for file in cifar.rglob("*"))
+    assert {file.name for file in cifar.parent.iterdir()} == {"cache", "outside", "root"}
+
+
 @pytest.mark.parametrize(("kind", "name"), [(CIFAR10, "cifar-10"), (CIFAR100, "cifar-100")])
 def test_without_network_the_sentence_says_where_to_put_the_archive(
     cifar: Path, kind: type[CIFAR10], name: str

@@ -109,18 +109,6 @@ def test_a_job_of_a_sweep_shows_what_is_swept(config, finished):
     assert board_row(job) == {"model.shortcut": "A", "optimizer.lr": 0.1}
 
 
-def test_what_cannot_be_resumed_is_said(tmp_path):
-    asked = OmegaConf.create({"hydra": {"overrides": {"task": ["seed=3", "resume=x"]}}})
-    with pytest.raises(ValueError, match="no run in it"):
-        go_on(asked, tmp_path)
-    (tmp_path / "config.yaml").touch()
-    with pytest.raises(ValueError, match="leave out seed=3"):
-        go_on(asked, tmp_path)
-    asked.hydra.overrides.task = []
-    with pytest.raises(ValueError, match="no checkpoint"):
-        go_on(asked, tmp_path)
-
-
 @pytest.fixture
 def finished(config):
     """A finished quick run: its folder and what `train` returned."""

@@ -15,10 +15,12 @@ import re
 import sys
 import traceback
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
+import yaml
+from hydra._internal.config_loader_impl import ConfigLoaderImpl
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import (
     ConfigCompositionException,
@@ -27,13 +29,35 @@ from hydra.errors import (
     OverrideParseException,
 )
 from hydra.experimental.callback import Callback
-from omegaconf import DictConfig, ListConfig, OmegaConf, open_dict
+from hydra.types import RunMode
+from omegaconf import DictConfig, ListConfig, OmegaConf, open_dict, read_write
 from omegaconf.errors import OmegaConfBaseException
 
 from resnet_lab.models import family
+from resnet_lab.resume import (
+    FREE,
+    LENGTH,
+    OF_THE_COMMAND,
+    changes,
+    flat,
+    key_of,
+    moved,
+    of_the_command,
+    within,
+)
+from resnet_lab.trust import (
+    NAME,
+    check_hydra,
+    check_targets,
+    check_trust,
+    given_trust,
+    resolved_at,
+)
 
 SOURCE_FOLDER = Path(__file__).resolve().parent
 CONF = SOURCE_FOLDER.parents[1] / "conf"
+
+GROUPS = {path.name for path in CONF.glob("*/")}
 
 PRETRAINED = "resnet_lab.models.pretrained.Pretrained"
 EXTRAS = {"wandb", "mlflow"}  # loggers whose packages are optional extras of ours
@@ -92,6 +116,10 @@ def _or_null(rule: Rule) -> Rule:
 RULES: dict[str, Rule] = {
     "seed": (lambda v: _whole(v) and 0 <= v < 2**32, "a whole number from 0 to 4294967295"),
     "compile": (lambda v: isinstance(v, bool) or v == "auto", "true, false or auto"),
+    "trust": (
+        lambda v: isinstance(v, list) and all(NAME.fullmatch(str(name)) for name in v),
+        "a list of packages or modules, such as [my_package]",
+    ),
     "reference": (
         _reference,
         "a test error in percent, null, or a mapping such as "
@@ -214,16 +242,24 @@ def _plain(cfg: DictConfig, key: str) -> Any:
 def composed(overrides: Sequence[str]) -> tuple[DictConfig, dict[str, str]]:
     """What `python train.py` with these overrides would run, and the choice of every group.
 
-    Nothing is checked yet, and `run_dir` is left to be set. ValueError where an override gives
-    several values, else Hydra's own errors.
+    Nothing but `trust` is checked yet, and `run_dir` is left to be set. ValueError where an
+    override gives several values, else Hydra's own errors.
     """
     from hydra import compose, initialize_config_dir
+    from hydra.core.global_hydra import GlobalHydra
 
     for override in OverridesParser.create().parse_overrides(list(overrides)):
         if override.is_sweep_override():
             raise ValueError(f"{override.input_line}: give one value alone.")
-    with initialize_config_dir(str(CONF), version_base="1.3"):
+    # Within train.py Hydra is there already, and knows of --config-dir.
+    here: AbstractContextManager[Any] = (
+        nullcontext()
+        if GlobalHydra.instance().is_initialized()
+        else initialize_config_dir(str(CONF), version_base="1.3")
+    )
+    with here:
         cfg = compose("train", overrides=list(overrides), return_hydra_config=True)
+    check_trust(cfg, overrides)
     choices = {str(group): str(choice) for group, choice in cfg.hydra.runtime.choices.items()}
     with open_dict(cfg):
         del cfg["hydra"]
@@ -233,10 +269,20 @@ def composed(overrides: Sequence[str]) -> tuple[DictConfig, dict[str, str]]:
 def check(cfg: DictConfig) -> None:
     """Raise ValueError, a line for each thing that this composed config gets wrong.
 
-    All that the config alone tells: types, ranges, impossible networks, values that contradict
-    each other. What only the data or the machine can tell is left to `experiment.build`.
+    All that the config alone tells: what may not be asked for (see `trust`), types, ranges,
+    impossible networks, values that contradict each other. What only the data or the machine can
+    tell is left to `experiment.build`.
     """
-    missing = sorted(_missing(OmegaConf.to_container(cfg)))
+    content = OmegaConf.to_container(cfg)
+    assert isinstance(content, dict)
+    if content.pop("hydra", None) is not None:  # a run's, with the command line at hand
+        check_trust(cfg, typed(cfg, "task"))
+        if content["run_dir"] != "${hydra:runtime.output_dir}":
+            raise ValueError(
+                f"run_dir={content['run_dir']}: it is the folder that hydra.run.dir names; give "
+                "hydra.run.dir=..."
+            )
+    missing = sorted(_missing(content))
     faults = [f"{key} has no default: give {key}=..." for key in missing]
     for key, (holds, allowed) in RULES.items():
         if key in missing or OmegaConf.select(cfg, key, default=_ABSENT) is _ABSENT:
@@ -245,6 +291,7 @@ def check(cfg: DictConfig) -> None:
         if not holds(value):
             faults.append(f"{key}={_spelled(value)}: must be {allowed}.")
     if not faults:
+        check_targets(content, cfg.get("trust") or ())
         faults = list(_contradictions(cfg))
     if faults:
         raise ValueError("\n".join(faults))
@@ -255,7 +302,7 @@ _ABSENT = object()
 
 def _missing(node: Any, key: str = "") -> Iterator[str]:
     # OmegaConf.missing_keys would resolve interpolations, and run_dir is not known yet.
-    if node == "???" and not key.startswith("hydra."):
+    if node == "???":
         yield key
     elif isinstance(node, dict):
         for name, child in node.items():
@@ -339,7 +386,7 @@ def _contradictions(cfg: DictConfig) -> Iterator[str]:
 def trunk_run(cfg: DictConfig) -> DictConfig | None:
     """The config of the run whose folder `model.trunk` names; None where it names none.
 
-    ValueError where that folder holds no run, or its net is none of ours: what a stranger's config
+    ValueError where that folder holds no run, or its net is not trusted: what a stranger's config
     names as a net would be called.
     """
     trunk = OmegaConf.select(cfg, "model.trunk")
@@ -353,22 +400,18 @@ def trunk_run(cfg: DictConfig) -> DictConfig | None:
     run = OmegaConf.load(described)
     if any(OmegaConf.select(run, key) is None for key in ("model._target_", "data")):
         raise ValueError(f"model.trunk={trunk}: {described} is not the config of a run.")
-    for target in _targets(OmegaConf.to_container(run.model, resolve=False)):
-        if not re.fullmatch(r"resnet_lab\.models\.\w+\.\w+", str(target)):
-            raise ValueError(
-                f"model.trunk={trunk}: its net is {target}; only nets of resnet_lab.models can be "
-                "trunks."
-            )
+    written: Any = OmegaConf.to_container(run)  # as text: nothing of it is resolved yet
+    model, data = written["model"], written["data"]
+    taken = {
+        "model": model.get("trunk") if model["_target_"] == PRETRAINED else model,
+        "data": {key: data.get(key) for key in ("image_size", "mean", "std")},
+    }
+    try:
+        check_targets(taken, cfg.get("trust") or (), foreign=True)
+    except ValueError as error:
+        raise ValueError(f"model.trunk={trunk}: {error}") from None
     assert isinstance(run, DictConfig)
     return run
-
-
-def _targets(node: Any) -> Iterator[Any]:
-    children = node.values() if isinstance(node, dict) else node if isinstance(node, list) else ()
-    if isinstance(node, dict) and "_target_" in node:
-        yield node["_target_"]
-    for child in children:
-        yield from _targets(child)
 
 
 def undivided(batch_size: int, ranks: int) -> str:
@@ -379,71 +422,6 @@ def undivided(batch_size: int, ranks: int) -> str:
         f"data.batch_size={batch_size}: the global batch is dealt out evenly, and {ranks} devices "
         f"do not divide it; use {nearest}."
     )
-
-
-# What the config of a run folder may make: parts of a run, none of which runs a command or loads
-# code. Somebody else may have written that config.
-TRUSTED = (
-    "resnet_lab.board.",
-    "resnet_lab.callbacks.",
-    "resnet_lab.classifier.",
-    "resnet_lab.data.datamodule.",
-    "resnet_lab.data.sources.",
-    "resnet_lab.models.",
-    "resnet_lab.schedule.",
-    "torch.nn.",
-    "torch.optim.",
-    "lightning.pytorch.Trainer.",
-    "lightning.pytorch.trainer.",
-    "lightning.pytorch.callbacks.",
-    "lightning.pytorch.loggers.",
-    "torchmetrics.",
-    "torchvision.models.",
-)
-
-
-def check_targets(cfg: DictConfig, also: Sequence[str] = ()) -> None:
-    """ValueError where this config, from a file of unknown origin, could run somebody's code.
-
-    also: packages or modules that whoever sits at the keyboard trusts, besides `TRUSTED`.
-
-    Hydra imports and calls whatever a `_target_` names; here it must name one of `TRUSTED`, and so
-    must the place where that object was defined, since other modules can be reached through ours
-    (`resnet_lab.data.sources.os.remove`). Interpolations could hide a target: there may be none.
-    """
-    trusted = (*TRUSTED, *(f"{name.rstrip('.')}." for name in also))
-    for key, value in _strings(OmegaConf.to_container(cfg)):
-        if "${" in value:
-            raise ValueError(f"{key}: {value} is not resolved, as all is in a run's config.yaml.")
-        if key.rpartition(".")[2] == "_target_" and not _is_trusted(value, trusted):
-            raise ValueError(
-                f"{key}: {value} is not among the things that a run folder may ask for "
-                f"({', '.join(sorted({name.split('.')[0] for name in trusted}))}); nothing was "
-                "run. If it is your own code, add --trust PACKAGE."
-            )
-
-
-def _strings(node: Any, key: str = "") -> Iterator[tuple[str, str]]:
-    """Dotted key and text of everything that is no number; a `_target_` always counts as text."""
-    if isinstance(node, dict | list):
-        for name, child in node.items() if isinstance(node, dict) else enumerate(node):
-            if name == "_target_":
-                yield f"{key}.{name}".lstrip("."), str(child)
-            else:
-                yield from _strings(child, f"{key}.{name}".lstrip("."))
-    elif isinstance(node, str):
-        yield key, node
-
-
-def _is_trusted(target: str, trusted: tuple[str, ...]) -> bool:
-    if not f"{target}.".startswith(trusted):
-        return False
-    module, _, name = target.rpartition(".")
-    try:
-        found = getattr(importlib.import_module(module), name)
-        return f"{found.__module__}.{found.__qualname__}.".startswith(trusted)
-    except (ImportError, AttributeError):
-        return False
 
 
 def apply_overrides(cfg: DictConfig, overrides: Sequence[str], groups: Sequence[str]) -> None:
@@ -465,17 +443,23 @@ def apply_overrides(cfg: DictConfig, overrides: Sequence[str], groups: Sequence[
             choice: Any = OmegaConf.load(CONF / "data" / f"{value}.yaml")
             cfg.data.source, cfg.data.root = choice.source, choice.get("root")
             continue
-        if not parent or key.split(".")[0] not in groups:
+        written = OmegaConf.to_container(cfg)
+        for part in key.split("."):
+            written = written.get(part) if isinstance(written, dict) else None
+        left_open = isinstance(written, str) and "${" in written  # only the user can say it
+        if not left_open and (not parent or key.split(".")[0] not in groups):
             raise ValueError(
                 f"{key}: cannot be changed here, only what lies below {' and '.join(groups)}."
             )
-        node = OmegaConf.select(cfg, parent)
+        node = OmegaConf.select(cfg, parent) if parent else cfg
         if not isinstance(node, DictConfig):
             raise ValueError(f"{key}: there is no such key.")
         if last not in node:
             keys = sorted(str(k) for k in node if not str(k).startswith("_"))
             raise ValueError(f"{key}: there is no such key; {_offer(last, keys)}")
         node[last] = value
+        if key in ("data.root", "data.cache_dir") and last in cfg.data.source:
+            cfg.data.source[last] = value  # a run's config is resolved: no interpolation follows
 
 
 class CheckAndClaim(Callback):
@@ -497,10 +481,11 @@ class CheckAndClaim(Callback):
                 folder = claim(Path(config.hydra.run.dir), named)
                 OmegaConf.set_readonly(config.hydra, False)
                 config.hydra.run.dir = str(folder)
-        except (ValueError, OSError, OmegaConfBaseException) as error:
-            if _wanted():
+        except Exception as error:
+            message = str(error) if isinstance(error, ValueError | OSError) else sentence(error)
+            if message is None or _wanted():
                 traceback.print_exc()
-            raise SystemExit(f"error: {_first_lines(error)}") from None
+            raise SystemExit(f"error: {message or error}") from None
 
 
 def typed(config: DictConfig, kind: str) -> list[str]:
@@ -513,40 +498,121 @@ def typed(config: DictConfig, kind: str) -> list[str]:
 def go_on(config: DictConfig, run_dir: Path) -> None:
     """Turn `config` into that of the run in `run_dir`, to be continued there.
 
+    What else is typed must be what the run has already, or among the things that do not change
+    what it computes (see `resume`). `config` itself says what is new since the run was begun.
+
     Ends the process, with status 0, where that run is finished. ValueError where there is no
-    run or no checkpoint, or where anything else was asked for on the command line.
+    run or no checkpoint, where its config asks for what is not trusted, or where a change is
+    asked for that is not allowed; the change is shown.
     """
-    if not (run_dir / "config.yaml").exists():
-        raise ValueError(f"resume={run_dir}: there is no run in it (no config.yaml).")
-    others = [o for o in typed(config, "task") if not o.startswith("resume=")]
-    if others:
-        raise ValueError(
-            f"resume={run_dir}: the run goes on with its own config; leave out {' '.join(others)}."
-        )
+    others = [o for o in typed(config, "task") if not within(key_of(o), OF_THE_COMMAND)]
+    trust = given_trust(typed(config, "task"))
+    kept = run_dir / ".hydra" / "hydra.yaml"
+    # As text: what is written there must not be resolved here.
+    then: Any = OmegaConf.to_container(OmegaConf.load(kept)) if kept.exists() else None
+    own = run_config(run_dir)
+    new = _changes(run_dir, own, then, others) if others else {}
+    longer = new.get(LENGTH, -1)
     try:
         status = json.loads((run_dir / "result.json").read_text())["status"]
     except (OSError, ValueError, KeyError):
         status = "unknown"
-    if status == "finished":
+    if status == "finished" and longer == -1:
         print(f"{run_dir}: this run is finished; its result is in {run_dir / 'result.json'}")
         raise SystemExit(0)
-    if not (run_dir / "checkpoints" / "last.ckpt").exists():
+    saved_steps = (run_dir / "checkpoints" / f"{name}.ckpt" for name in ("last", "previous"))
+    if not any(path.exists() for path in saved_steps):
         raise ValueError(f"resume={run_dir}: it has no checkpoint to go on from; start it anew.")
-    own = OmegaConf.load(run_dir / "config.yaml")
+
+    folder = str(run_dir.absolute())
+    for key, value in new.items():
+        OmegaConf.update(own, key, value, force_add=True)
+    before = own.get("run_dir")
+    if isinstance(before, str):  # the folder may have been moved
+        own = OmegaConf.create(moved(OmegaConf.to_container(own), before, folder))
+    for today, saved in (  # settings that are newer than the run
+        (config, own),
+        (config.get("trainer"), own.trainer),
+        (config.get("data"), own.data),
+    ):
+        settings: Any = OmegaConf.to_container(today) if today else {}
+        for name, value in settings.items():
+            if name != "hydra" and name not in saved:
+                saved[name] = value
+    own.resume = own.run_dir = folder
+    own.trust = trust
+    check_targets(own, trust, foreign=True)
+    assert isinstance(own, DictConfig)
+    check(own)
+
     OmegaConf.set_readonly(config, False)
     OmegaConf.set_struct(config, False)
-    for key in [key for key in config if key != "hydra"]:
-        del config[key]
+    for part in [part for part in config if part != "hydra"]:
+        del config[part]
     config.update(own)
-    config.resume = config.run_dir = str(run_dir.absolute())
     OmegaConf.set_readonly(config.hydra, False)
     config.hydra.run.dir = str(run_dir)
     config.hydra.output_subdir = None  # .hydra keeps what the run was started with
-    kept = run_dir / ".hydra" / "hydra.yaml"
-    if kept.exists():  # what was chosen then, for result.json and the board
-        then = OmegaConf.load(kept).hydra
-        config.hydra.overrides.task = then.overrides.task
-        config.hydra.runtime.choices = then.runtime.choices
+    if then is not None:  # what was chosen then, for result.json and the board
+        config.hydra.overrides.task = [*then["hydra"]["overrides"]["task"], *others]
+        config.hydra.runtime.choices = {
+            group: choice
+            for group, choice in then["hydra"]["runtime"]["choices"].items()
+            if "${" not in str(choice)
+        }
+
+
+def run_config(run_dir: Path) -> DictConfig:
+    """The config that the run in `run_dir` has left there; ValueError where there is none."""
+    path = run_dir / "config.yaml"
+    if not path.is_file():
+        raise ValueError(f"{run_dir}: there is no run in it (no config.yaml).")
+    try:
+        cfg = OmegaConf.load(path)
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ValueError(f"{path} is damaged: {' '.join(str(error).split())}") from error
+    parts = ("model", "data", "classifier", "optimizer", "scheduler", "trainer")
+    if not isinstance(cfg, DictConfig) or any(part not in cfg for part in parts):
+        raise ValueError(f"{path} is not the config of a run (it needs {', '.join(parts)}).")
+    return cfg
+
+
+def _changes(run_dir: Path, own: DictConfig, then: Any, others: Sequence[str]) -> dict[str, Any]:
+    """What the overrides `others` change in a run; ValueError where they may not."""
+    began = [
+        override
+        for override in (then["hydra"]["overrides"]["task"] if then else [])
+        if not within(key_of(override), OF_THE_COMMAND)
+    ]
+    keys = [key_of(override) for override in others]
+    known = then is not None
+    try:
+        composed(began)
+    except (HydraException, OmegaConfBaseException):  # of configs that are not here any more
+        began, known = [], False
+    if not known and not GROUPS.isdisjoint(keys):
+        raise ValueError(
+            f"resume={run_dir}: what it was begun with is not known here (.hydra/hydra.yaml), so "
+            f"whole groups cannot be compared; leave out {' '.join(others)}."
+        )
+    configs = []
+    for overrides in (began, [*began, *others]):
+        cfg, _ = composed(overrides)
+        cfg.run_dir = str(run_dir)
+        written = flat(OmegaConf.to_container(cfg))  # type: ignore[arg-type]
+        resolved = {
+            key: resolved_at(cfg, key, text) if "${" in str(text) else text
+            for key, text in written.items()
+        }
+        configs.append((written, resolved))
+    try:
+        sure = [key for key in keys if not known or within(key, (*FREE, LENGTH))]
+        return changes(OmegaConf.to_container(own), *configs, sure)  # type: ignore
+    except ValueError as error:
+        raise ValueError(
+            f"resume={run_dir}: the run goes on with its own config, and this would change it (run "
+            f"-> asked for):\n  {error}\nLeave that out, or begin a new run."
+        ) from None
 
 
 def claim(folder: Path, named: bool = False) -> Path:
@@ -586,16 +652,47 @@ def composition_errors() -> Iterator[None]:
     """
     global _ours
     if _wanted():
-        yield
+        with _guarded_composition():
+            yield
         return
     # Without it Hydra prints and exits by itself; we want the exception.
     os.environ["HYDRA_FULL_ERROR"], _ours = "1", True
     try:
-        with _one_message():
+        with _one_message(), _guarded_composition():
             yield
     finally:
         os.environ.pop("HYDRA_FULL_ERROR", None)
         _ours = False
+
+
+@contextmanager
+def _guarded_composition() -> Iterator[None]:
+    """Look at what Hydra has composed before it makes anything of it; it has no hook for that.
+
+    Where a run is resumed, what is typed for it is put aside: it is meant for the run's own
+    config, which may have keys that the one composed here has not (see `go_on`).
+    """
+    compose = ConfigLoaderImpl.load_configuration
+
+    def load_configuration(
+        self: ConfigLoaderImpl, config_name: str, overrides: list[str], *args: Any, **kwargs: Any
+    ) -> DictConfig:
+        single = kwargs.get("run_mode") is RunMode.RUN
+        resumed = single and any(override.startswith("resume=") for override in overrides)
+        now = of_the_command(overrides) if resumed else overrides
+        cfg = compose(self, config_name, now, *args, **kwargs)
+        check_hydra(cfg)
+        if resumed:
+            aside = [override for override in overrides if override not in now]
+            with read_write(cfg.hydra):
+                cfg.hydra.overrides.task = [*typed(cfg, "task"), *aside]
+        return cfg
+
+    ConfigLoaderImpl.load_configuration = load_configuration  # type: ignore[method-assign,assignment]
+    try:
+        yield
+    finally:
+        ConfigLoaderImpl.load_configuration = compose  # type: ignore[method-assign]
 
 
 @contextmanager

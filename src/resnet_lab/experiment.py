@@ -22,7 +22,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import yaml
 from hydra.core.hydra_config import HydraConfig
 from hydra.utils import instantiate
 from lightning.fabric.utilities.exceptions import MisconfigurationException
@@ -43,7 +42,7 @@ from resnet_lab.config import (
     PRETRAINED,
     apply_overrides,
     check,
-    check_targets,
+    run_config,
     trunk_run,
     typed,
     undivided,
@@ -52,8 +51,10 @@ from resnet_lab.data.datamodule import ImageDataModule
 from resnet_lab.data.sources import Source
 from resnet_lab.models.complexity import Complexity, count
 from resnet_lab.models.pretrained import Pretrained, preprocessing
+from resnet_lab.resume import ABSENT, change, flat, moved
 from resnet_lab.screen import duration
 from resnet_lab.stop import Stopped, die_with_parent, locks
+from resnet_lab.trust import check_definitions, check_targets, from_environment
 
 try:
     import fcntl
@@ -70,9 +71,14 @@ for name in ("lightning.pytorch", "lightning.fabric"):
 
 @dataclass
 class Parts:
-    """A run, put together: `cfg` is resolved, nothing in it is left to be chosen."""
+    """A run, put together: `cfg` is resolved, nothing in it is left to be chosen.
+
+    `saved` is `cfg` as files may hold it: for what an environment variable has said, the
+    interpolation stands there as it was written.
+    """
 
     cfg: DictConfig
+    saved: dict[str, Any]
     datamodule: ImageDataModule
     net: nn.Module
     classifier: Classifier
@@ -90,11 +96,15 @@ def build(cfg: DictConfig) -> Parts:
     cfg = cfg.copy()
     OmegaConf.set_readonly(cfg, False)
     OmegaConf.set_struct(cfg, False)
+    trust = list(cfg.get("trust") or ())
+    check_targets(cfg, trust)
+    from_outside = from_environment(cfg)
     for key in ("root", "cache_dir"):
         if cfg.data.get(key) is not None:
             cfg.data[key] = os.path.abspath(cfg.data[key])
     cfg.trainer.precision = resolve_precision(cfg.trainer.precision, cfg.trainer.accelerator)
     follow_trunk(cfg)
+    check_definitions(cfg, trust)
     datamodule: ImageDataModule = instantiate(cfg.data, _convert_="all")
     datamodule.setup("fit")
     cfg.data.num_classes = datamodule.num_classes
@@ -109,6 +119,7 @@ def build(cfg: DictConfig) -> Parts:
                 "set data.val_size, or leave early_stopping out."
             )
     OmegaConf.resolve(cfg)
+    check_definitions(cfg, trust)  # once more: what the data has told may stand in a name
 
     if on_cuda(cfg.trainer.accelerator):
         torch.set_float32_matmul_precision("high")  # TF32 for what is left in float32
@@ -139,11 +150,30 @@ def build(cfg: DictConfig) -> Parts:
         trainer.strategy._timeout = timedelta(seconds=cfg.rank_timeout)
     if cfg.data.batch_size % trainer.world_size:  # trainer.devices=auto: known only now
         raise ValueError(undivided(cfg.data.batch_size, trainer.world_size))
-    return Parts(cfg, datamodule, net, classifier, trainer, count(net, datamodule.image_size))
+    complexity = count(net, datamodule.image_size)
+    saved = _without_environment(cfg, from_outside)
+    return Parts(cfg, saved, datamodule, net, classifier, trainer, complexity)
+
+
+def _without_environment(cfg: DictConfig, from_outside: dict[str, str]) -> dict[str, Any]:
+    """The content of `cfg` with what the environment has said as it was written; see `Parts`."""
+    saved = cfg.copy()
+    if saved.get("resume"):
+        saved.resume = None  # of the command, as is what it trusts
+    saved.pop("trust", None)
+    best = "/checkpoints/best.ckpt"  # of the trunk's folder, where `follow_trunk` has put it
+    if "model.trunk" in from_outside and str(saved.model.get("weights")).endswith(best):
+        from_outside = {"model.weights": from_outside["model.trunk"] + best, **from_outside}
+    for key, text in from_outside.items():
+        if not OmegaConf.is_config(OmegaConf.select(saved, key)):  # a trunk's own description
+            OmegaConf.update(saved, key, text)
+    content: dict[str, Any] = OmegaConf.to_container(saved)  # type: ignore[assignment]
+    return content
 
 
 def outline(cfg: DictConfig) -> nn.Module:
     """The net of `cfg` without its weights, on torch's meta device: shapes and no numbers."""
+    check_definitions(cfg.model, cfg.get("trust") or ())
     with torch.device("meta"):
         net: nn.Module = instantiate(cfg.model)
     return net
@@ -151,6 +181,7 @@ def outline(cfg: DictConfig) -> nn.Module:
 
 def source(cfg: DictConfig) -> Source:
     """Where the images of `cfg` come from; nothing is decoded yet."""
+    check_definitions(cfg.data.source, cfg.get("trust") or ())
     images: Source = instantiate(cfg.data.source, _convert_="all")
     return images
 
@@ -225,22 +256,18 @@ def load_run(
     ValueError, a sentence, where the folder is no run, asks for what `check_targets` refuses, or
     has no weights that fit its net. The net is in evaluation mode, on the CPU.
     """
-    path = run_dir / "config.yaml"
-    if not path.is_file():
-        raise ValueError(f"{run_dir}: there is no run in it (no config.yaml).")
-    try:
-        cfg = OmegaConf.load(path)
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ValueError(f"{path} is damaged: {' '.join(str(error).split())}") from error
-    parts = ("model", "data", "classifier", "optimizer", "scheduler", "trainer")
-    if not isinstance(cfg, DictConfig) or any(part not in cfg for part in parts):
-        raise ValueError(f"{path} is not the config of a run (it needs {', '.join(parts)}).")
-    check_targets(cfg, trust)
+    cfg = run_config(run_dir)
+    for part in ("callbacks", "logger"):  # made for training alone, so they may say what they like
+        cfg[part] = {}
     result = _told(run_dir / "result.json")
     checkpoint = checkpoint or _chosen(run_dir, result.get("status", "without a result.json"))
     cfg.trainer.update(accelerator="auto", devices=1, num_nodes=1)
     if overrides:
         apply_overrides(cfg, overrides, ("data", "trainer"))
+    cfg.trust = list(trust)
+    check_targets(cfg, trust, foreign=True)
+    check_definitions(cfg, trust)
+    if overrides:
         check(cfg)
 
     keep_freed_memory()
@@ -255,8 +282,9 @@ def load_run(
     ]
     if strange:
         raise ValueError(
-            f"{checkpoint} does not fit the net of {path}: {strange[0]} is missing in one of them "
-            f"or has another shape ({len(strange)} such in all); it belongs to another run."
+            f"{checkpoint} does not fit the net of {run_dir / 'config.yaml'}: {strange[0]} is "
+            f"missing in one of them or has another shape ({len(strange)} such in all); it belongs "
+            "to another run."
         )
     classifier.load_state_dict(weights)
     return Finished(
@@ -523,10 +551,16 @@ def _begin(parts: Parts, run_dir: Path, result: dict[str, Any]) -> None:
     if not parts.trainer.is_global_zero:
         return
     cfg, data = parts.cfg, parts.datamodule
-    text = OmegaConf.to_yaml(cfg)
+    text = OmegaConf.to_yaml(OmegaConf.create(parts.saved))
     run_dir.mkdir(parents=True, exist_ok=True)
-    if not cfg.resume:
-        (run_dir / "config.yaml").write_text(text)
+    if cfg.resume:
+        before: Any = OmegaConf.to_container(OmegaConf.load(run_dir / "config.yaml"))
+        before = moved(before, str(before.get("run_dir")), str(cfg.run_dir))
+        after = flat(parts.saved)
+        for key, value in flat(before).items():
+            if key != "resume" and after.get(key, ABSENT) != value:
+                log.info(f"{'changed':<12}{change(key, {key: value}, after.get(key, ABSENT))}")
+    write_text(run_dir / "config.yaml", text)
     write_json(run_dir / "result.json", result)
     for logger in parts.trainer.loggers:
         if isinstance(logger, Board) and not cfg.resume:
@@ -584,13 +618,12 @@ def _row(metrics: Path, epoch: int) -> dict[str, float]:
 
 def _close(parts: Parts, run_dir: Path, result: dict[str, Any]) -> None:
     """HPARAMS on the board, and the closing table on the screen."""
-    cfg = parts.cfg
     scores: dict[str, float] = {
         key: result[key] for key in ("val/acc", "test/acc") if key in result
     }
     for logger in parts.trainer.loggers:
         if isinstance(logger, Board):
-            logger.log_result(_choices(cfg, result), scores, result["steps"])
+            logger.log_result(_choices(parts, result), scores, result["steps"])
         logger.finalize("success")
     log.info(f"\n{'':<12}{'loss':>10}{'accuracy':>10}{'images':>10}")
     for split in ("val", "test"):
@@ -615,20 +648,21 @@ def _close(parts: Parts, run_dir: Path, result: dict[str, Any]) -> None:
             log.info(f"{name:<12}{_shown(run_dir)}/{path}")
 
 
-def _choices(cfg: DictConfig, result: dict[str, Any]) -> dict[str, Any]:
+def _choices(parts: Parts, result: dict[str, Any]) -> dict[str, Any]:
     """The run's row in HPARAMS: of a job of a sweep what is swept, else what tells runs apart."""
-    job = _told(Path(cfg.run_dir) / "sweep_job.json")
+    job = _told(Path(parts.cfg.run_dir) / "sweep_job.json")
     if "swept" in job:
         return {key: _number(value) for key, value in job["swept"].items()}
     composed: Any = HydraConfig.instance().cfg
     overrides = [] if composed is None else typed(composed, "task")
+    settings = flat(parts.saved)
     return {
         "model": result["model"],
         "data": result["data"],
-        "seed": cfg.seed,
-        "optimizer.lr": cfg.optimizer.lr,
-        "data.batch_size": cfg.data.batch_size,
-        "trainer.max_epochs": cfg.trainer.max_epochs,
+        **{
+            key: settings[key]
+            for key in ("seed", "optimizer.lr", "data.batch_size", "trainer.max_epochs")
+        },
         **dict(o.lstrip("+").partition("=")[::2] for o in overrides if "=" in o),
     }
 
@@ -642,9 +676,14 @@ def _number(text: str) -> str | float:
 
 
 def write_json(path: Path, content: dict[str, Any]) -> None:
-    """Write `content` so that a reader finds the old file or the new one, whole."""
+    """Write `content` as `write_text` does."""
+    write_text(path, json.dumps(content, indent=2) + "\n")
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write `text` so that a reader finds the old file or the new one, whole."""
     part = path.with_name(f".{path.name}.{os.getpid()}.part")
-    part.write_text(json.dumps(content, indent=2) + "\n")
+    part.write_text(text)
     part.replace(path)
 
 

@@ -13,6 +13,7 @@ from resnet_lab.config import PRETRAINED, composed
 from resnet_lab.models import family
 from resnet_lab.screen import console
 from resnet_lab.sweep.grid import swept_keys
+from resnet_lab.trust import check_targets
 
 if TYPE_CHECKING:
     from resnet_lab.models.complexity import Section  # imports torch
@@ -92,6 +93,7 @@ def measure(
 
 def _check(cfg: DictConfig, choices: dict[str, str]) -> None:
     """What `config.check` says of a net, without asking for data that is not needed here."""
+    check_targets(cfg, cfg.trust)
     wanted = {"data.image_size": "--image-size 224", "data.num_classes": "--classes 1000"}
     if cfg.model._target_ == PRETRAINED:
         del wanted["data.image_size"]  # its trunk says it

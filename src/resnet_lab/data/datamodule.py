@@ -245,6 +245,7 @@ class ImageDataModule(LightningDataModule):
     def _measure(self) -> tuple[list[float], list[float]]:
         train, size = self._indices["train"], self.image_size
         if self.streaming:
+            some: Iterable[int]
             if self.photographs:
                 some = train[evenly_spaced(len(train), STATISTICS_IMAGES)]
                 log.info("mean and std are computed from %d of %d images", len(some), len(train))

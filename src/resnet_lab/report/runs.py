@@ -342,7 +342,7 @@ def _choices(path: Path) -> dict[str, Any]:
 
 
 def _is_place(key: str) -> bool:
-    return key.split(".")[0] in ("hydra", "sweep", "run_dir", "resume", "reference")
+    return key.split(".")[0] in ("hydra", "sweep", "run_dir", "resume", "trust", "reference")
 
 
 def _flat(node: Any, key: str = "") -> Iterable[tuple[str, str]]:

@@ -13,9 +13,10 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import DictConfig, OmegaConf
 
 from resnet_lab.config import check, sentence
+from resnet_lab.resume import ABSENT, flat, within
 
 # What says where and how jobs run, not what they compute.
-NOT_IDENTITY = ("hydra", "sweep", "run_dir", "resume")
+NOT_IDENTITY = ("hydra", "sweep", "run_dir", "resume", "trust")
 MOVABLE = ("data.cache_dir",)
 ROOT_GROUP = "experiment"  # its files change any part of the config
 
@@ -164,26 +165,10 @@ def differences(
     old: Mapping[str, Any], new: Mapping[str, Any], besides: Iterable[str]
 ) -> list[str]:
     """Where two configs differ, "key: old -> new", leaving out what lies below keys `besides`."""
-    before, after = _flat(old), _flat(new)
+    before, after = flat(old), flat(new)
     left_out = (*MOVABLE, *besides)
     return [
         f"{key}: {before.get(key, 'absent')} -> {after.get(key, 'absent')}"
         for key in sorted(before.keys() | after.keys())
-        if before.get(key, _ABSENT) != after.get(key, _ABSENT)
-        and not any(key == other or key.startswith(f"{other}.") for other in left_out)
+        if before.get(key, ABSENT) != after.get(key, ABSENT) and not within(key, left_out)
     ]
-
-
-_ABSENT = object()
-
-
-def _flat(node: Any, key: str = "") -> dict[str, Any]:
-    if key == "data.root" and isinstance(node, str):
-        return {key: str(Path(node).absolute())}
-    if not isinstance(node, Mapping) or not node:
-        return {key: node}
-    return {
-        name: value
-        for part, child in node.items()
-        for name, value in _flat(child, f"{key}.{part}" if key else str(part)).items()
-    }

@@ -21,6 +21,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import IO, Any
 
+from resnet_lab.resume import key_of
 from resnet_lab.screen import console
 from resnet_lab.stop import STATUS, TIME_IS_OVER
 from resnet_lab.sweep.grid import ROOT_GROUP, Job, differences
@@ -209,7 +210,8 @@ def begin(job: Job) -> list[str]:
     job.state, job.error = "running", None
     job.attempts = len(record["attempts"])
     if job.resume:
-        return [f"resume={quoted(folder)}"]
+        trust = [override for override in job.overrides if key_of(override) == "trust"]
+        return [f"resume={quoted(folder)}", *trust]
     return [*job.overrides, f"hydra.run.dir={quoted(folder)}"]
 
 
