@@ -41,8 +41,8 @@ train: $(READY) ## Train ResNet-20 on handwritten digits (about a minute on two 
 bench: $(READY) ## Measure this machine: the limit, this project, the common style (13 minutes)
 	@$(BIN)/resnet-lab bench $(ARGS)
 
-test: $(READY) ## Run the tests
-	@$(BIN)/python -m pytest -q $(ARGS)
+test: $(READY) ## Run the tests, two side by side
+	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 2 --dist loadfile $(ARGS)
 
 test-slow: $(READY) ## Run the long tests as well
 	@$(BIN)/python -m pytest -q -m "" $(ARGS)

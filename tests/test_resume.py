@@ -76,7 +76,8 @@ def outcome(run_dir: Path) -> dict[str, Any]:
     board = EventAccumulator(str(run_dir / "tensorboard"))
     board.Reload()
     points = {
-        tag: [(event.step, event.value) for event in board.Scalars(tag)]
+        # Sorted, since files begun within one second are not read in their order.
+        tag: sorted((event.step, event.value) for event in board.Scalars(tag))
         for tag in board.Tags()["scalars"]
         if "images_per_second" not in tag
     }
