@@ -45,7 +45,7 @@ ROOMS: dict[str, tuple[set[str], set[str]]] = {
         | {"resume", "screen", "stop", "trust"},
         HYDRA | TORCH | LIGHTNING,
     ),
-    "callbacks": ({"callbacks", "screen", "stop", "style"}, TORCH | LIGHTNING),
+    "callbacks": ({"callbacks", "resume", "screen", "stop", "style"}, TORCH | LIGHTNING),
     "classifier": (set(), TORCH | LIGHTNING),
     "board": (set(), LIGHTNING | {"tensorboard"}),
     "checkpoint_io": (set(), TORCH | LIGHTNING),

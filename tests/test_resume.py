@@ -17,6 +17,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from resnet_lab import checkpoint_io, experiment
 from resnet_lab.callbacks.epoch_log import EpochLog
 from resnet_lab.callbacks.last_checkpoint import LastCheckpoint
+from resnet_lab.resume import moved
 from resnet_lab.stop import Stopped
 
 # Four epochs of four steps in a second.
@@ -221,6 +222,27 @@ def test_a_killed_run_forgets_what_it_will_write_again(whole, config, tmp_path):
     assert_same(expected, outcome(tmp_path / "killed"))
 
 
+def test_a_moved_run_knows_its_best_epoch(whole, config, tmp_path):
+    """Nothing after the first epoch is better, with rates by which nothing is learned."""
+    rates = ("optimizer.lr=1e-12", "scheduler=constant")
+    expected = whole(*SMALL_NET, *rates)
+    assert expected["best"][1] == 0
+    run_dir = tmp_path / "before"
+    assert run(config(*TINY, *SMALL_NET, *rates, f"run_dir={run_dir}"), at(6)) == 143
+    cfg = moved_to(run_dir.rename(tmp_path / "after"), run_dir)
+    assert run(cfg) == 0
+    assert_same(expected, outcome(tmp_path / "after"))
+
+
+def moved_to(run_dir: Path, before: Path) -> DictConfig:
+    """What `resume=RUN_DIR` makes of a run that was in the folder `before`."""
+    cfg = OmegaConf.create(
+        moved(OmegaConf.to_container(resumed(run_dir)), str(before), str(run_dir))
+    )
+    OmegaConf.save(cfg, run_dir / "config.yaml")
+    return cfg
+
+
 def test_a_damaged_checkpoint_costs_one_save(whole, config, tmp_path, caplog):
     expected = whole(*SMALL_NET)
     run_dir = tmp_path / "damaged"
@@ -278,13 +300,7 @@ def test_all_pairs_of_steps(config, tmp_path, figure):
             pairs += 1
             run_dir = tmp_path / "second"
             shutil.copytree(start, run_dir)
-            cfg = resumed(run_dir)
-            cfg.run_dir = str(run_dir)
-            cfg.callbacks.last.dirpath = cfg.callbacks.best.dirpath = f"{run_dir}/checkpoints"
-            cfg.callbacks.epoch_log.run_dir = str(run_dir)
-            cfg.logger.tensorboard.save_dir = f"{run_dir}/tensorboard"
-            OmegaConf.save(cfg, run_dir / "config.yaml")
-            assert run(cfg, at(second)) == 143
+            assert run(moved_to(run_dir, start), at(second)) == 143
             assert run(resumed(run_dir)) == 0
             assert_same(expected, end(run_dir), f"{first}, {second}")
             survived += 1

@@ -113,6 +113,7 @@ def build(cfg: DictConfig) -> Parts:
     if datamodule.n_val == 0:
         if "best" in cfg.callbacks:
             cfg.callbacks.best.monitor = None  # nothing to choose by: the last epoch is the best
+            cfg.callbacks.best.save_on_train_epoch_end = True
         if "early_stopping" in cfg.callbacks:
             raise ValueError(
                 "callbacks=early_stopping: there is no validation to stop by (data.val_size=0); "

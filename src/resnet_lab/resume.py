@@ -127,9 +127,9 @@ def _flat(node: Any, key: str) -> Iterator[tuple[str, Any]]:
 
 
 def moved(node: Any, old: str, new: str) -> Any:
-    """The config with every path below the folder `old` below `new` instead."""
+    """The same with every path below the folder `old` below `new` instead."""
     if isinstance(node, Mapping):
-        return {key: moved(child, old, new) for key, child in node.items()}
+        return {moved(key, old, new): moved(child, old, new) for key, child in node.items()}
     if isinstance(node, list):
         return [moved(child, old, new) for child in node]
     if isinstance(node, str) and (node == old or node.startswith(f"{old}/")):

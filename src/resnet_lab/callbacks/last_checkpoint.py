@@ -1,6 +1,7 @@
 """The checkpoint that a run goes on from, and the moments at which the run may stop."""
 
 import logging
+import os
 import signal
 import time
 from pathlib import Path
@@ -12,6 +13,7 @@ from lightning.pytorch.callbacks import Checkpoint, Timer
 from lightning.pytorch.loops.evaluation_loop import RestartStage
 from torch import Tensor
 
+from resnet_lab.resume import moved
 from resnet_lab.stop import STATUS, TIME_IS_OVER, Signals, Stopped
 
 ASK_SECONDS = 0.5  # how often the processes of a run ask each other whether to stop
@@ -194,6 +196,15 @@ class LastCheckpoint(Checkpoint):
             _reset(batches, keep_total=True)
         for counts in (batches["total"], batches["current"]):
             counts["completed"] = counts["processed"]  # the batch whose end this hook belongs to
+
+    def on_load_checkpoint(
+        self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]
+    ) -> None:
+        # Lightning forgets which epoch was best where the run's folder has been moved since.
+        folder = os.path.realpath(self.path.parent)
+        for name, state in checkpoint["callbacks"].items():
+            if "dirpath" in state:
+                checkpoint["callbacks"][name] = moved(state, state["dirpath"], folder)
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         self._loaded = state_dict
