@@ -87,8 +87,8 @@ class LastCheckpoint(Checkpoint):
         loop._batches_that_stepped = trainer.global_step - 1  # a resume miscounts it, for loggers
         if loop._should_check_val_fx(trainer.fit_loop._data_fetcher):  # type: ignore[arg-type]
             self._save(trainer, "before validation")
-        elif loop._num_ready_batches_reached():
-            return  # the epoch's end comes at once
+        elif loop._is_training_done:
+            return  # the epoch's end, or that of the run, comes at once
         elif self._wish != GO_ON:
             self._save(trainer, "in an epoch")
         self._stop_if_asked(trainer)
@@ -189,6 +189,8 @@ class LastCheckpoint(Checkpoint):
         loops = checkpoint["loops"]["fit_loop"]
         _reset(loops["epoch_loop.val_loop.batch_progress"])
         batches = loops["epoch_loop.batch_progress"]
+        if self._position == "in an epoch":
+            loops["epoch_loop.state_dict"]["_batches_that_stepped"] = trainer.global_step
         if self._position == "between epochs":
             checkpoint["callbacks"][self.state_key]["finished"] = trainer.should_stop
             for counts in loops["epoch_progress"].values():

@@ -299,6 +299,11 @@ class ImageDataModule(LightningDataModule):
         """Have torch's error about a worker that died name the image; see `Batches.explain`."""
         for batches in self._loaders:
             batches.explain(exception)
+            batches.close()
+
+    def teardown(self, stage: str | None = None) -> None:
+        for batches in self._loaders:
+            batches.close()
 
     def _cpu_share(self) -> int:
         """Workers for one device, when this machine's CPUs are shared by all its devices."""

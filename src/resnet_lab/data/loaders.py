@@ -272,6 +272,13 @@ class Batches:
                 raise ValueError(str(batch))
             yield batch
 
+    def close(self) -> None:
+        """End the workers, which takes seconds at the process's end; a next batch starts others."""
+        loader: Any = self._loader
+        if self._in_workers is not None and loader._iterator is not None:
+            loader._iterator._shutdown_workers()
+            loader._iterator = None
+
     def explain(self, error: BaseException) -> None:
         """Have torch's error about a worker of ours say what it was reading.
 
