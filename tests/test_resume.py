@@ -222,6 +222,24 @@ def test_a_killed_run_forgets_what_it_will_write_again(whole, config, tmp_path):
     assert_same(expected, outcome(tmp_path / "killed"))
 
 
+@pytest.mark.parametrize("stop", [None, at(2)])
+def test_signals_are_handled_as_before_when_a_run_is_over(config, stop):
+    numbers = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGHUP)
+    before = [signal.getsignal(number) for number in numbers]
+    assert run(config(*TINY, *SMALL_NET, "trainer.max_epochs=1"), stop) == (143 if stop else 0)
+    assert [signal.getsignal(number) for number in numbers] == before
+    assert signal.set_wakeup_fd(-1) == -1
+
+
+def test_a_checkpoint_of_others_is_no_place_to_go_on_from(config, tmp_path):
+    cfg = config(*TINY, *SMALL_NET, "trainer.max_epochs=1", f"run_dir={tmp_path}/run")
+    assert run(cfg, at(2)) == 143
+    last = tmp_path / "run" / "checkpoints" / "last.ckpt"
+    torch.save({"state_dict": {}, "global_step": 2, "epoch": 0, "callbacks": {}}, last)
+    with pytest.raises(ValueError, match="does not say where its run stands"):
+        experiment.train(resumed(tmp_path / "run"))
+
+
 def test_a_moved_run_knows_its_best_epoch(whole, config, tmp_path):
     """Nothing after the first epoch is better, with rates by which nothing is learned."""
     rates = ("optimizer.lr=1e-12", "scheduler=constant")

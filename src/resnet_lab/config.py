@@ -114,6 +114,8 @@ def _or_null(rule: Rule) -> Rule:
 
 
 RULES: dict[str, Rule] = {
+    "rank_timeout": _POSITIVE,
+    "callbacks.last.minutes": _NOT_NEGATIVE,
     "seed": (lambda v: _whole(v) and 0 <= v < 2**32, "a whole number from 0 to 4294967295"),
     "compile": (lambda v: isinstance(v, bool) or v == "auto", "true, false or auto"),
     "trust": (
@@ -205,6 +207,12 @@ RULES: dict[str, Rule] = {
     "trainer.max_steps": (
         lambda v: _whole(v) and (v >= 1 or v == -1),
         "a whole number of 1 or more, or -1 for no limit",
+    ),
+    "trainer.max_time": _or_null(
+        (
+            lambda v: re.fullmatch(r"\d+:\d\d:\d\d:\d\d", str(v)) is not None,
+            "days, hours, minutes and seconds such as 00:11:30:00",
+        )
     ),
     "trainer.accumulate_grad_batches": _COUNT,
     "trainer.gradient_clip_val": _or_null(_POSITIVE),

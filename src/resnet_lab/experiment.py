@@ -53,7 +53,7 @@ from resnet_lab.models.complexity import Complexity, count
 from resnet_lab.models.pretrained import Pretrained, preprocessing
 from resnet_lab.resume import ABSENT, change, flat, moved
 from resnet_lab.screen import duration
-from resnet_lab.stop import Stopped, die_with_parent, locks
+from resnet_lab.stop import Stopped, die_with_parent, handlers_kept, locks
 from resnet_lab.trust import check_definitions, check_targets, from_environment
 
 try:
@@ -379,7 +379,7 @@ def train(cfg: DictConfig) -> dict[str, Any]:
     ValueError where it cannot go on, with what to do.
     """
     run_dir = Path(cfg.run_dir)
-    with known_warnings(), _alone_in(run_dir), _parent_and_child():
+    with known_warnings(), handlers_kept(), _alone_in(run_dir), _parent_and_child():
         parts = build(cfg)
         cfg, trainer, classifier = parts.cfg, parts.trainer, parts.classifier
         if not trainer.is_global_zero:

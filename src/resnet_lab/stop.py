@@ -5,6 +5,8 @@ import os
 import signal
 import sys
 import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from types import FrameType
 from typing import Any
 
@@ -75,6 +77,21 @@ class Signals:
                 if count > 1:
                     os._exit(STATUS[signal.Signals(number)])
         os.close(pipe)
+
+
+@contextmanager
+def handlers_kept() -> Iterator[None]:
+    """After it, signals are handled as before, whatever Lightning has put back meanwhile."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = {number: signal.getsignal(number) for number in STATUS}
+    try:
+        yield
+    finally:
+        signal.set_wakeup_fd(-1)
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 locks: set[int] = set()  # open files by which this process holds a lock

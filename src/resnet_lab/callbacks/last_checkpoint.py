@@ -40,15 +40,14 @@ class LastCheckpoint(Checkpoint):
     Args:
         dirpath: folder of the two files.
         minutes: at most this much work is lost when the run is killed.
-        max_time: "DD:HH:MM:SS", or the arguments of a timedelta, from when training starts in
-            this process; None is no limit.
+        max_time: "DD:HH:MM:SS" from when training starts in this process; None is no limit.
     """
 
     def __init__(
         self,
         dirpath: str,
         minutes: float = 10.0,
-        max_time: str | dict[str, int] | None = None,
+        max_time: str | None = None,
     ) -> None:
         self.path = Path(dirpath, "last.ckpt")
         self.seconds = minutes * 60
@@ -227,9 +226,14 @@ def position(checkpoint: dict[str, Any]) -> dict[str, int]:
     """Where a checkpoint of ours stands.
 
     step: optimizer steps done. epochs: epochs that are over, validation included, and
-    steps_of_epochs: the steps up to their end.
+    steps_of_epochs: the steps up to their end. ValueError for another's checkpoint.
     """
-    state = checkpoint["callbacks"][LastCheckpoint.__qualname__]
+    state = checkpoint.get("callbacks", {}).get(LastCheckpoint.__qualname__)
+    if state is None:
+        raise ValueError(
+            "this checkpoint does not say where its run stands: it is of an older version, or was "
+            "written by something else; begin a new run."
+        )
     return {
         "step": checkpoint["global_step"],
         "epochs": checkpoint["epoch"],
