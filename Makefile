@@ -47,7 +47,7 @@ test: $(READY) ## Run the tests, two side by side
 test-slow: $(READY) ## Run the long tests as well
 	@$(BIN)/python -m pytest -q -m "" $(ARGS)
 
-test-faults: $(READY) ## Kill, freeze, fill and break things for half an hour; prints the figures
+test-faults: $(READY) ## Kill, freeze, fill and break things for 40 minutes; prints the figures
 	@$(BIN)/python -m pytest -q -m faults $(ARGS)
 
 lint: $(READY) ## Check style and format
