@@ -7,7 +7,7 @@ LOGDIR ?= outputs
 PORT ?= 6006
 
 .DEFAULT_GOAL := help
-.PHONY: help install train bench test test-slow test-faults lint format types audit tensorboard constraints clean
+.PHONY: help install train bench test test-slow test-faults test-cluster lint format types audit tensorboard constraints clean
 
 help: ## Show this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-13s %s\n", $$1, $$2}'
@@ -45,10 +45,13 @@ test: $(READY) ## Run the tests, two side by side
 	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 2 --dist loadfile $(ARGS)
 
 test-slow: $(READY) ## Run the long tests as well
-	@$(BIN)/python -m pytest -q -m "" $(ARGS)
+	@$(BIN)/python -m pytest -q -m "not cluster" $(ARGS)
 
 test-faults: $(READY) ## Kill, freeze, fill and break things for 40 minutes; prints the figures
 	@$(BIN)/python -m pytest -q -m faults $(ARGS)
+
+test-cluster: $(READY) ## Sweep and requeue on a SLURM of one node, which it starts (root, Debian)
+	@$(BIN)/python -m pytest -q -m cluster $(ARGS)
 
 lint: $(READY) ## Check style and format
 	@$(BIN)/ruff check . && $(BIN)/ruff format --check .

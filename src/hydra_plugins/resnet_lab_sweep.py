@@ -1,7 +1,7 @@
 """What Hydra must find of ours for `-m`: it takes sweepers and launchers from this package only.
 
 Hydra imports every module of `hydra_plugins` at every start, so this one holds no more than the
-two doors; the room behind them is `resnet_lab.sweep`.
+doors; the room behind them is `resnet_lab.sweep`.
 """
 
 from collections.abc import Sequence
@@ -58,3 +58,25 @@ class LabLauncher(Launcher):
         from resnet_lab.sweep.launcher import launch
 
         return launch(self.config, self.loader, job_overrides, self.preload, self.grace_seconds)
+
+
+class SlurmLauncher(LabLauncher):
+    """A job of a SLURM cluster for every job; see `resnet_lab.sweep.slurm`.
+
+    Args:
+        grace_seconds: how long jobs that are told to stop may take before they are killed.
+        wanted: what each job asks SLURM for, as `resnet_lab.sweep.slurm.Wanted` says.
+    """
+
+    def __init__(self, grace_seconds: float, **wanted: Any) -> None:
+        super().__init__([], grace_seconds)
+        self.wanted = wanted
+
+    def launch(
+        self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int
+    ) -> Sequence[JobReturn]:
+        from resnet_lab.sweep.launcher import launch
+        from resnet_lab.sweep.slurm import Wanted
+
+        wanted = Wanted(**self.wanted)
+        return launch(self.config, self.loader, job_overrides, [], self.grace_seconds, wanted)

@@ -33,6 +33,7 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, ListConfig, OmegaConf, open_dict, read_write
 from omegaconf.errors import OmegaConfBaseException
 
+from resnet_lab import ranks
 from resnet_lab.models import family
 from resnet_lab.resume import (
     FREE,
@@ -474,7 +475,9 @@ class CheckAndClaim(Callback):
     """Before a single run: check the config, then make its folder, which no other run can have.
 
     The folder's name holds the second; when two runs start in the same one, the later gets -2.
-    A folder that the user names must not hold a run already.
+    A folder that the user names must not hold a run already. Where torchrun or SLURM's srun has
+    started the processes of a run, on one machine or several, all of them get the same folder,
+    and the first of them alone logs into it; begun again by those two, the run goes on there.
     """
 
     def on_run_start(self, config: DictConfig, **_: Any) -> None:
@@ -482,18 +485,51 @@ class CheckAndClaim(Callback):
         try:
             if config.get("resume"):
                 go_on(config, Path(config.resume))
-                return
-            check(config)
-            if "LOCAL_RANK" not in os.environ:  # else a process of a run that has its folder
-                named = any(o.startswith("hydra.run.dir=") for o in typed(config, "hydra"))
-                folder = claim(Path(config.hydra.run.dir), named)
-                OmegaConf.set_readonly(config.hydra, False)
-                config.hydra.run.dir = str(folder)
+            else:
+                check(config)
+                folder = folder_of(config)
+                if ranks.started_again() and _has_checkpoint(folder):
+                    go_on(config, folder)
+                else:
+                    OmegaConf.set_readonly(config.hydra, False)
+                    config.hydra.run.dir = str(folder)
+            if not ranks.is_first():
+                _log_to_the_screen_alone(config)
         except Exception as error:
             message = str(error) if isinstance(error, ValueError | OSError) else sentence(error)
             if message is None or _wanted():
                 traceback.print_exc()
             raise SystemExit(f"error: {message or error}") from None
+
+
+def folder_of(config: DictConfig) -> Path:
+    """The run's folder, claimed by the first of its processes and the same for all of them.
+
+    ValueError where it holds a run already, or where it cannot be agreed on.
+    """
+    folder = Path(config.hydra.run.dir)
+    named = any(o.startswith("hydra.run.dir=") for o in typed(config, "hydra"))
+    if not named and ranks.by_torchrun():
+        from resnet_lab.rendezvous import folder_of_all  # imports torch
+
+        return folder_of_all((lambda: claim(folder)) if ranks.is_first() else None)
+    if not named and ranks.by_srun():
+        choices = config.hydra.runtime.choices
+        name = f"{ranks.job_step()}-{choices.model}-{choices.data}"
+        folder = Path("outputs", "runs", "slurm", name)  # a requeued job finds it again
+    if ranks.is_first() and not (ranks.started_again() and folder.exists()):
+        return claim(folder, named or ranks.count() > 1)
+    return folder
+
+
+def _log_to_the_screen_alone(config: DictConfig) -> None:
+    """run.log and .hydra/ are the first process's; who starts the others keeps what they print."""
+    with read_write(config.hydra), open_dict(config.hydra):
+        config.hydra.output_subdir = None
+        logging = config.hydra.job_logging
+        if logging is not None and "file" in (logging.get("handlers") or {}):
+            del logging.handlers.file
+            logging.root.handlers = [name for name in logging.root.handlers if name != "file"]
 
 
 def typed(config: DictConfig, kind: str) -> list[str]:
@@ -519,6 +555,8 @@ def go_on(config: DictConfig, run_dir: Path) -> None:
     # As text: what is written there must not be resolved here.
     then: Any = OmegaConf.to_container(OmegaConf.load(kept)) if kept.exists() else None
     own = run_config(run_dir)
+    if then is not None and others == _typed_then(then):
+        others = []  # the command that has begun the run, once more
     new = _changes(run_dir, own, then, others) if others else {}
     longer = new.get(LENGTH, -1)
     try:
@@ -528,8 +566,7 @@ def go_on(config: DictConfig, run_dir: Path) -> None:
     if status == "finished" and longer == -1:
         print(f"{run_dir}: this run is finished; its result is in {run_dir / 'result.json'}")
         raise SystemExit(0)
-    saved_steps = (run_dir / "checkpoints" / f"{name}.ckpt" for name in ("last", "previous"))
-    if not any(path.exists() for path in saved_steps):
+    if not _has_checkpoint(run_dir):
         raise ValueError(f"resume={run_dir}: it has no checkpoint to go on from; start it anew.")
 
     folder = str(run_dir.absolute())
@@ -570,6 +607,18 @@ def go_on(config: DictConfig, run_dir: Path) -> None:
         }
 
 
+def _has_checkpoint(run_dir: Path) -> bool:
+    """Whether there is something to go on from."""
+    saved = (run_dir / "checkpoints" / f"{name}.ckpt" for name in ("last", "previous"))
+    return any(path.exists() for path in saved)
+
+
+def _typed_then(then: Any) -> list[str]:
+    """The overrides that a run was begun with, by its .hydra/hydra.yaml."""
+    task = then["hydra"]["overrides"]["task"] if then else []
+    return [override for override in task if not within(key_of(override), OF_THE_COMMAND)]
+
+
 def run_config(run_dir: Path) -> DictConfig:
     """The config that the run in `run_dir` has left there; ValueError where there is none."""
     path = run_dir / "config.yaml"
@@ -587,11 +636,7 @@ def run_config(run_dir: Path) -> DictConfig:
 
 def _changes(run_dir: Path, own: DictConfig, then: Any, others: Sequence[str]) -> dict[str, Any]:
     """What the overrides `others` change in a run; ValueError where they may not."""
-    began = [
-        override
-        for override in (then["hydra"]["overrides"]["task"] if then else [])
-        if not within(key_of(override), OF_THE_COMMAND)
-    ]
+    began = _typed_then(then)
     keys = [key_of(override) for override in others]
     known = then is not None
     try:

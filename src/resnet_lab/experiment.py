@@ -26,12 +26,11 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.utils import instantiate
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import Trainer, seed_everything
-from lightning.pytorch.strategies import DDPStrategy
-from lightning.pytorch.utilities import rank_zero_only
+from lightning.pytorch.strategies import DDPStrategy, FSDPStrategy
 from omegaconf import DictConfig, OmegaConf
 from torch import nn
 
-from resnet_lab import checkpoint_io
+from resnet_lab import checkpoint_io, ranks
 from resnet_lab.board import Board
 from resnet_lab.callbacks.compile_net import CompileNet
 from resnet_lab.callbacks.confusion_matrix import ConfusionMatrix
@@ -147,8 +146,15 @@ def build(cfg: DictConfig) -> Parts:
         if isinstance(cause, MisconfigurationException | ValueError):
             raise ValueError(f"trainer: {' '.join(str(cause).split())}") from error
         raise
-    if isinstance(trainer.strategy, DDPStrategy):
+    if isinstance(trainer.strategy, DDPStrategy | FSDPStrategy):
         trainer.strategy._timeout = timedelta(seconds=cfg.rank_timeout)
+    if isinstance(trainer.strategy, FSDPStrategy) and not cfg.classifier.decay_norm_and_bias:
+        raise ValueError(
+            "trainer=fsdp: a parameter's piece has one dimension, so those of normalisation cannot "
+            "be told apart; leave out classifier.decay_norm_and_bias=false."
+        )
+    if isinstance(trainer.strategy, FSDPStrategy) and trainer.strategy.root_device.type != "cuda":
+        raise ValueError("trainer=fsdp: needs GPUs, and there is none for this run.")
     if cfg.data.batch_size % trainer.world_size:  # trainer.devices=auto: known only now
         raise ValueError(undivided(cfg.data.batch_size, trainer.world_size))
     complexity = count(net, datamodule.image_size)
@@ -404,6 +410,8 @@ def train(cfg: DictConfig) -> dict[str, Any]:
             best = run_dir / "checkpoints" / "best.ckpt"
             if best.exists():
                 chosen = checkpoint_io.load(best)
+                if isinstance(trainer.strategy, FSDPStrategy):  # it has left the net in pieces
+                    classifier = _classifier(cfg, instantiate(cfg.model))
                 classifier.load_state_dict(chosen["state_dict"])
                 result.update(best_epoch=chosen["epoch"] + 1)
                 result.update(_row(run_dir / "metrics.csv", chosen["epoch"] + 1))
@@ -452,8 +460,7 @@ def _alone_in(run_dir: Path) -> Iterator[None]:
 
     The processes of one run share it: the first holds it for all.
     """
-    first = rank_zero_only.rank == 0 and os.environ.get("NODE_RANK", "0") == "0"  # type: ignore[attr-defined]
-    if fcntl is None or not first:
+    if fcntl is None or not ranks.is_first():
         yield
         return
     run_dir.mkdir(parents=True, exist_ok=True)
@@ -480,7 +487,8 @@ def _parent_and_child() -> Iterator[None]:
 
     The parent of a process that fails hears of it, unless it is frozen.
     """
-    if sys.platform != "linux" or os.environ.get("LOCAL_RANK", "0") == "0":
+    started = os.environ.get("LOCAL_RANK", "0") != "0" and not ranks.from_outside()
+    if sys.platform != "linux" or not started:
         yield
         return
     parent = os.getppid()
@@ -702,6 +710,8 @@ def known_warnings() -> Iterator[None]:
             r".*Trying to infer the `batch_size`.*",
             # After a resume it is as it should be; otherwise the folder is new.
             r".*Checkpoint directory .* exists and is not empty.*",
+            # On a cluster a run may well be started without it.
+            r"The `srun` command is available on your system but is not used.*",
             # What is frozen of a pretrained net shall be.
             r"Found \d+ module\(s\) in eval mode at the start of training.*",
             # Lightning 2.6 under torch 2.15.

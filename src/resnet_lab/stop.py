@@ -5,14 +5,19 @@ import os
 import signal
 import sys
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
 from typing import Any
 
+from resnet_lab import ranks
+
 # The usual notices, and the exit status that says so. SIGUSR1 announces a preemption.
 STATUS = {signal.SIGTERM: 143, signal.SIGINT: 130, signal.SIGUSR1: 143, signal.SIGHUP: 129}
 TIME_IS_OVER = 124  # as timeout(1) ends
+# torchrun and srun pass on a signal that the cluster has sent to every process, them included.
+ECHO_SECONDS = 3.0
 
 
 class Stopped(SystemExit):
@@ -33,7 +38,8 @@ class Signals:
     """Remembers the first signal of `STATUS` as `received`; the second ends the process at once.
 
     The second is heard by a thread, to which the C handler writes: the main thread may wait for
-    another process, deep in a collective operation, and would not hear of anything.
+    another process, deep in a collective operation, and would not hear of anything. Where torchrun
+    or srun has started the process, what follows within `ECHO_SECONDS` is the first one's echo.
     """
 
     def __init__(self) -> None:
@@ -70,11 +76,12 @@ class Signals:
         self.received = self.received or number
 
     def _listen(self, pipe: int) -> None:
-        count = 0
+        first = None
         while numbers := os.read(pipe, 64):
             for number in filter(STATUS.__contains__, numbers):
-                count += 1
-                if count > 1:
+                if first is None:
+                    first = time.monotonic()
+                elif not ranks.from_outside() or time.monotonic() > first + ECHO_SECONDS:
                     os._exit(STATUS[signal.Signals(number)])
         os.close(pipe)
 

@@ -31,6 +31,7 @@ TRUSTED = (
     "resnet_lab.data.sources.",
     "resnet_lab.models.",
     "resnet_lab.schedule.",
+    "resnet_lab.sharding.Sharded.",
     "torch.nn.",
     "torch.optim.",
     "lightning.pytorch.Trainer.",

@@ -13,6 +13,7 @@ from lightning.pytorch.callbacks import Checkpoint, Timer
 from lightning.pytorch.loops.evaluation_loop import RestartStage
 from torch import Tensor
 
+from resnet_lab import ranks
 from resnet_lab.resume import moved
 from resnet_lab.stop import STATUS, TIME_IS_OVER, Signals, Stopped
 
@@ -152,10 +153,10 @@ class LastCheckpoint(Checkpoint):
         else:
             number = signal.Signals(self._wish - SIGNAL)
             reason, status = f"stopped by {number.name}", STATUS[number]
-        environment = getattr(trainer.strategy, "cluster_environment", None)
-        if environment is not None and not environment.creates_processes_externally:
-            # Lightning kills the first process as soon as one that it has started fails.
-            status = status if trainer.is_global_zero else 0
+        if not ranks.by_torchrun() and not trainer.is_global_zero:
+            # Lightning and srun kill the first process, which writes how the run has ended, as soon
+            # as another one fails; torchrun lets it finish, but waits for those that succeed.
+            status = 0
         raise Stopped(f"{reason} at step {trainer.global_step}", status)
 
     # ------------------------------------------------------------------ saving

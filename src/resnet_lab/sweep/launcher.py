@@ -1,7 +1,8 @@
 """From Hydra's list of jobs to a sweep folder in which they are done."""
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from resnet_lab.sweep.grid import Job
 from resnet_lab.sweep.processes import Processes
 from resnet_lab.sweep.run import Wishes, run
 from resnet_lab.sweep.slots import Slots, visible_gpus
+from resnet_lab.sweep.slurm import SlurmJobs, Wanted
 
 # Hydra's own settings that belong to the sweep, not to a job.
 OF_THE_SWEEP = ("hydra.mode", "hydra.sweep", "hydra.run", "hydra.launcher", "hydra.sweeper")
@@ -28,6 +30,7 @@ def launch(
     overrides: Sequence[Sequence[str]],
     preload: Sequence[str],
     grace_seconds: float,
+    cluster: Wanted | None = None,
 ) -> list[JobReturn]:
     """Run what is left of the sweep, or with `sweep.plan=true` say what it would take.
 
@@ -39,12 +42,17 @@ def launch(
         overrides: of each job, concrete.
         preload: modules imported once for all jobs.
         grace_seconds: from being told to stop to being killed.
+        cluster: what jobs ask SLURM for; None runs them on this machine.
     """
     with one_sentence_errors():
         folder = Path(master.hydra.sweep.dir)
         wish = master.sweep
         record, keys, jobs = _grid(master, loader, overrides, folder)
-        slots = Slots(None if wish.jobs == "auto" else wish.jobs, visible_gpus())
+        at_once = None if wish.jobs == "auto" else wish.jobs
+        if cluster is None:
+            slots = Slots(at_once, visible_gpus())
+        else:
+            slots = Slots(at_once or max(1, len(jobs)), [])  # which devices, SLURM will say
         for job in jobs:
             slots.wanted(job)
         if wish.plan:
@@ -57,7 +65,16 @@ def launch(
             record = ledger.known(folder)
             _look(jobs, keys, record, folder, wish.force)
             OmegaConf.save(master, folder / "multirun.yaml")
-            number = _run(jobs, keys, record, folder, wish, preload, grace_seconds, slots, lock)
+            script = Path(sys.argv[0]).resolve()
+            processes: Callable[[], Processes | SlurmJobs]
+            if cluster is None:
+                server = folder / ".server.log"
+                processes = partial(
+                    Processes, script, preload, wish.warm, grace_seconds, server, lock
+                )
+            else:
+                processes = partial(SlurmJobs, script, cluster)
+            number = _run(jobs, keys, record, folder, wish, grace_seconds, slots, processes)
         show.close(jobs, folder)
         if number:
             sys.exit(128 + number)
@@ -122,10 +139,9 @@ def _run(
     record: dict[str, Any] | None,
     folder: Path,
     wish: DictConfig,
-    preload: Sequence[str],
     grace_seconds: float,
     slots: Slots,
-    lock: int,
+    processes: Callable[[], Processes | SlurmJobs],
 ) -> int:
     def remember() -> None:
         ledger.write_sweep(folder, record, keys, jobs)
@@ -136,12 +152,8 @@ def _run(
     console.print(f"sweep {folder}: {len(jobs)} jobs{done}, {left} to run", soft_wrap=True)
     if not left:
         return 0
-    script = Path(sys.argv[0]).resolve()
     wishes = Wishes(wish.on_error, wish.retries, grace_seconds)
-    with (
-        show.Display(jobs) as display,
-        Processes(script, preload, wish.warm, grace_seconds, folder / ".server.log", lock) as these,
-    ):
+    with show.Display(jobs) as display, processes() as these:
         try:
             return run(jobs, these, slots, wishes, display, remember)
         finally:

@@ -12,6 +12,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from types import TracebackType
 
+from resnet_lab.sweep.grid import Job
+
 SERVER = Path(__file__).with_name("server.py")
 
 # What a launcher of ranks leaves in the environment; a job must find none of it.
@@ -82,8 +84,12 @@ class Processes:
         self._selector.close()
         self._server.stdout.close()
 
+    def takes_up(self, job: Job) -> bool:
+        """Never: what is left of an earlier sweep ends with it."""
+        return False
+
     def start(
-        self, job: str, arguments: list[str], log: Path, gpus: list[str], threads: int | None
+        self, job: Job, arguments: list[str], log: Path, gpus: list[str], threads: int | None
     ) -> None:
         """Run the script with `arguments` in a fresh process; its output is appended to `log`."""
         environment = {k: v for k, v in os.environ.items() if k not in (*RANKS, *RENDEZVOUS)}
@@ -94,14 +100,14 @@ class Processes:
         elif threads is not None:
             environment["OMP_NUM_THREADS"] = str(threads)
         request = {
-            "job": job,
+            "job": job.name,
             "arguments": arguments,
             "env": environment,
             "log": str(log.absolute()),
             "threads": threads,
             "warm": self._warm,
         }
-        self._asked.add(job)
+        self._asked.add(job.name)
         assert self._server.stdin is not None
         with contextlib.suppress(BrokenPipeError):  # `ended` will tell
             self._server.stdin.write(json.dumps(request).encode() + b"\n")

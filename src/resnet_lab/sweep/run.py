@@ -13,6 +13,7 @@ from resnet_lab.sweep.grid import Job
 from resnet_lab.sweep.processes import Processes
 from resnet_lab.sweep.show import Display
 from resnet_lab.sweep.slots import Slots
+from resnet_lab.sweep.slurm import SlurmJobs
 
 POLL_SECONDS = 0.2
 
@@ -28,7 +29,7 @@ class Wishes:
 
 def run(
     jobs: list[Job],
-    processes: Processes,
+    processes: Processes | SlurmJobs,
     slots: Slots,
     wishes: Wishes,
     display: Display,
@@ -59,14 +60,12 @@ def run(
         while running or waiting:
             while waiting and (gpus := slots.take(waiting[0])) is not None:
                 job = waiting.popleft()
-                arguments = ledger.begin(job)
-                processes.start(
-                    job.name,
-                    arguments,
-                    job.folder / "console.log",
-                    gpus,
-                    slots.threads(job, n_jobs),
-                )
+                if processes.takes_up(job):
+                    job.state = "running"
+                else:
+                    arguments = ledger.begin(job)
+                    log = job.folder / "console.log"
+                    processes.start(job, arguments, log, gpus, slots.threads(job, n_jobs))
                 running[job.name] = job
                 record()
                 display.started(job)
