@@ -27,7 +27,7 @@ ROOMS: dict[str, tuple[set[str], set[str]]] = {
     "bench.training": ({"bench", "config", "data", "experiment"}, HYDRA | TORCH | LIGHTNING),
     "bench.noise": ({"data.sources"}, set()),
     "bench.gate": (set(), set()),
-    "report": ({"report", "screen", "style"}, set()),
+    "report": ({"report", "screen", "study", "style"}, set()),
     "commands.summary": (
         {"config", "experiment", "models", "screen", "sweep.grid", "trust"},
         HYDRA,
@@ -39,12 +39,14 @@ ROOMS: dict[str, tuple[set[str], set[str]]] = {
     "commands.stats": ({"config", "data", "experiment", "screen"}, set()),
     "sweep.measure": ({"config", "experiment"}, HYDRA | TORCH | LIGHTNING),
     "sweep.server": (set(), set()),
+    "sweep.search": ({"config", "screen", "study", "sweep"}, HYDRA),
     "sweep": ({"config", "resume", "screen", "stop", "sweep", "trust"}, HYDRA),
     "experiment": (
         {"board", "callbacks", "checkpoint_io", "classifier", "config", "data", "models"}
         | {"ranks", "resume", "screen", "stop", "trust"},
         HYDRA | TORCH | LIGHTNING,
     ),
+    "callbacks.prune": ({"study"}, LIGHTNING),
     "callbacks": (
         {"callbacks", "ranks", "resume", "screen", "stop", "style"},
         TORCH | LIGHTNING,
@@ -61,6 +63,7 @@ ROOMS: dict[str, tuple[set[str], set[str]]] = {
     "trust": (set(), HYDRA),
     "screen": (set(), set()),
     "stop": ({"ranks"}, set()),
+    "study": (set(), set()),
     "style": (set(), set()),
     "data.datamodule": ({"data"}, TORCH | LIGHTNING),
     "data.loaders": ({"data", "stop"}, TORCH),

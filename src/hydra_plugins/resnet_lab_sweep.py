@@ -9,8 +9,10 @@ from typing import Any
 
 from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
 from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.plugins import Plugins
 from hydra.core.utils import JobReturn
 from hydra.plugins.launcher import Launcher
+from hydra.plugins.sweeper import Sweeper
 from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig
 
@@ -32,6 +34,31 @@ class LabSweeper(BasicSweeper):
         overrides = parser.parse_overrides([*self._parse_config(), *arguments])
         (jobs,) = self.split_arguments(overrides, None)
         return self.launcher.launch(jobs, initial_job_idx=0)
+
+
+class OptunaSweeper(Sweeper):
+    """A search: each trial is chosen by what the ones before it have reached; see
+    `resnet_lab.sweep.search`, and conf/hydra/sweeper/optuna.yaml for what can be wished.
+    """
+
+    def __init__(self, **wishes: Any) -> None:
+        self.wishes = wishes
+
+    def setup(
+        self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig
+    ) -> None:
+        self.hydra_context, self.config = hydra_context, config
+        self.launcher = Plugins.instance().instantiate_launcher(
+            hydra_context=hydra_context, task_function=task_function, config=config
+        )
+
+    def sweep(self, arguments: list[str]) -> Any:
+        from resnet_lab.sweep.search import search
+
+        assert self.config is not None
+        assert self.hydra_context is not None
+        loader = self.hydra_context.config_loader
+        return search(self.config, loader, arguments, self.wishes, self.launcher)
 
 
 class LabLauncher(Launcher):

@@ -36,6 +36,7 @@ from resnet_lab.callbacks.compile_net import CompileNet
 from resnet_lab.callbacks.confusion_matrix import ConfusionMatrix
 from resnet_lab.callbacks.epoch_log import EpochLog
 from resnet_lab.callbacks.last_checkpoint import position
+from resnet_lab.callbacks.prune import Prune
 from resnet_lab.classifier import Classifier
 from resnet_lab.config import (
     PRETRAINED,
@@ -415,11 +416,14 @@ def train(cfg: DictConfig) -> dict[str, Any]:
                 classifier.load_state_dict(chosen["state_dict"])
                 result.update(best_epoch=chosen["epoch"] + 1)
                 result.update(_row(run_dir / "metrics.csv", chosen["epoch"] + 1))
-            test = trainer.test(classifier, datamodule=parts.datamodule, verbose=False)[0]
-            result.update({key: float(value) for key, value in test.items()})
-            if confusion is not None:
-                result["test/acc_per_class"] = confusion.accuracy_per_class()
-            result["status"] = "fast_dev_run" if cfg.trainer.fast_dev_run else "finished"
+            if getattr(callbacks.get(Prune), "pruned", False):
+                result["status"] = "pruned"  # given up, so there is nothing to test
+            else:
+                test = trainer.test(classifier, datamodule=parts.datamodule, verbose=False)[0]
+                result.update({key: float(value) for key, value in test.items()})
+                if confusion is not None:
+                    result["test/acc_per_class"] = confusion.accuracy_per_class()
+                result["status"] = "fast_dev_run" if cfg.trainer.fast_dev_run else "finished"
         except BaseException as error:
             interrupted = isinstance(error, KeyboardInterrupt | SystemExit)
             result["status"] = "interrupted" if interrupted else "failed"

@@ -18,6 +18,7 @@ from resnet_lab.report.plots import (
     settings_chart,
 )
 from resnet_lab.report.runs import Reference, Run, Study, reference
+from resnet_lab.report.search import search_blocks
 from resnet_lab.report.statistics import (
     EVERY_PAIR,
     Spread,
@@ -50,11 +51,14 @@ def compose(study: Study) -> Page:
     """The page of a study; `files` is left to whoever writes it."""
     rows = summarise(study)
     look = looks(study, rows)
+    # Trials of a search share few values, so that there are no pairs to compare.
+    grid = study.search is None
     sections = [
-        Section("What varied", _varied(study)),
+        Section("Search", search_blocks(study)),
+        Section("What varied", _varied(study) if grid else []),
         Section("Summary", _summary(study, rows)),
-        Section("Pairs of factors", _pivots(study)),
-        Section("Effect of each factor", _effects(study)),
+        Section("Pairs of factors", _pivots(study) if grid else []),
+        Section("Effect of each factor", _effects(study) if grid else []),
         Section("Learning curves", _curves(study, rows, look)),
         Section("Gradient norms", _gradients(rows, look)),
         Section("Accuracy against cost", _costs(study, rows, look)),

@@ -37,7 +37,7 @@ class Picture:
     png: bytes
 
 
-def _picture(fig: Figure, file: str, alt: str) -> Picture:
+def picture(fig: Figure, file: str, alt: str) -> Picture:
     png, svg = io.BytesIO(), io.StringIO()
     fig.savefig(png, format="png", dpi=200, facecolor="white")
     # The salt keeps the ids of two pictures in one page apart.
@@ -186,7 +186,7 @@ def settings_chart(study: Study, rows: Sequence[Summary]) -> Picture | None:
             )
         axes.legend(loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=2)
         alt = "Validation and test accuracy of every setting: runs, means and 95% intervals"
-        return _picture(fig, "settings.png", alt)
+        return picture(fig, "settings.png", alt)
 
 
 # ------------------------------------------------------------------ effects
@@ -224,7 +224,7 @@ def effects_chart(study: Study, found: Sequence[Effect]) -> Picture | None:
             axes.plot([], [], color=colour, marker="o", markersize=5, label=split)
         axes.legend(loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=2)
         alt = "Effect of each factor: mean paired differences with 95% intervals"
-        return _picture(fig, "effects.png", alt)
+        return picture(fig, "effects.png", alt)
 
 
 def effect_label(study: Study, effect: Effect) -> str:
@@ -284,7 +284,7 @@ def curve_charts(rows: Sequence[Summary], look: Looks) -> list[Picture]:
             fig.legend(handles, names, loc="outside lower center", ncols=columns)
             file = f"curves{f'-{number + 1}' if len(look.panels) > 1 else ''}.png"
             alt = f"Validation accuracy and training loss by epoch{f', {title}' if title else ''}"
-            pictures.append(_picture(fig, file, alt))
+            pictures.append(picture(fig, file, alt))
     return pictures
 
 
@@ -394,7 +394,7 @@ def gradient_charts(rows: Sequence[Summary], look: Looks) -> list[Picture]:
             fig.legend(handles, names, loc="outside lower center", ncols=4)
             file = f"gradients{f'-{number + 1}' if len(drawn) > 1 else ''}.png"
             alt = f"Gradient norms by block and by epoch{f', {title}' if title else ''}"
-            pictures.append(_picture(fig, file, alt))
+            pictures.append(picture(fig, file, alt))
     return pictures
 
 
@@ -473,7 +473,7 @@ def cost_charts(rows: Sequence[Summary], look: Looks) -> list[Picture]:
             columns = 2 if max(map(len, names), default=0) < 30 else 1
             fig.legend(handles, names, loc="outside lower center", ncols=columns)
             alt = f"Validation accuracy against {label.split(',')[0]}, the frontier marked"
-            pictures.append(_picture(fig, f"cost-{cost.replace('_', '-')}.png", alt))
+            pictures.append(picture(fig, f"cost-{cost.replace('_', '-')}.png", alt))
     return pictures
 
 

@@ -23,9 +23,10 @@ UNKNOWN = "?"  # the value of a key that a damaged or unborn run does not tell
 class Run:
     """One job: what was asked for, what came out, and how it ended.
 
-    `state` is finished, failed, interrupted, running, waiting, fast_dev_run, or: unreadable (a
-    damaged result.json), missing (no result.json where there must be one). `reason` is a sentence
-    on every state but finished. `settings` are the values of the study's keys, as one types them.
+    `state` is finished, pruned, failed, interrupted, running, waiting, fast_dev_run, or:
+    unreadable (a damaged result.json), missing (no result.json where there must be one). `reason`
+    is a sentence on every state but finished. `settings` are the values of the study's keys, as
+    one types them.
     """
 
     name: str
@@ -42,6 +43,7 @@ class Study:
 
     `keys` are the dotted config keys that vary, `values` theirs in the order of the sweep, `notes`
     sentences on what could not be read. `folder` is None unless a single run or sweep was named.
+    `search` is what sweep.json says of a search: its space, objectives and how it chooses.
     """
 
     name: str
@@ -50,6 +52,7 @@ class Study:
     keys: list[str]
     runs: list[Run]
     notes: list[str]
+    search: dict[str, Any] | None = None
 
     @property
     def values(self) -> dict[str, list[str]]:
@@ -79,6 +82,7 @@ def read(paths: Sequence[Path]) -> Study:
     commands: list[str] = []
     keys: list[str] = []
     notes: list[str] = []
+    search = None
     for path in paths:
         if is_sweep(path):
             sweep, note = _sweep_json(path)
@@ -88,6 +92,7 @@ def read(paths: Sequence[Path]) -> Study:
                 raise ValueError(f"{path} is an empty sweep: there is no job in it to report on.")
             keys += [key for key in sweep.get("keys", []) if key not in keys]
             commands += [sweep["command"]] if sweep.get("command") else []
+            search = sweep.get("search") if len(paths) == 1 else None
         elif is_run(path):
             found = [_run(path)]
         else:
@@ -102,6 +107,9 @@ def read(paths: Sequence[Path]) -> Study:
         raise ValueError(f"There is no run to report on yet ({reasons}).")
     if keys and len(paths) == 1:
         _settle(chosen, keys)
+        if search is not None:
+            for run in chosen:
+                run.settings = {key: _rounded(value) for key, value in run.settings.items()}
     else:
         keys = _varied(chosen)
         _settle(chosen, keys)
@@ -115,7 +123,7 @@ def read(paths: Sequence[Path]) -> Study:
             notes.append(f"{run.name}: {lost} damaged line(s) of metrics.csv are left out.")
     single = paths[0] if len(paths) == 1 else None
     name = single.resolve().name if single else f"{len(chosen)} runs"
-    return Study(name, single, list(dict.fromkeys(commands)), keys, chosen, notes)
+    return Study(name, single, list(dict.fromkeys(commands)), keys, chosen, notes, search)
 
 
 def is_sweep(path: Path) -> bool:
@@ -227,6 +235,9 @@ def _reason(run: Run, job: dict[str, Any]) -> str:
     """Why this run has no final figures; nothing for one that has."""
     if run.state == "finished":
         return ""
+    if run.state == "pruned":
+        rows = epochs(run.folder)[0]
+        return f"hopeless beside the other trials after {_epochs(max(rows, default=0))}"
     if run.state == "waiting":
         return "not started yet"
     if run.state == "fast_dev_run":
@@ -237,10 +248,14 @@ def _reason(run: Run, job: dict[str, Any]) -> str:
         return "there is no result.json: it ended, or was stopped, before training began"
     said = _one_line(job.get("error") or run.result.get("error") or "")
     done = max(epochs(run.folder)[0], default=0)
-    progress = f"{done} epochs done" if done != 1 else "1 epoch done"
+    progress = f"{_epochs(done)} done"
     if run.state == "running":
         return f"{progress}, {_last_written(run.folder)}"
     return f"{said or 'no reason is recorded'} ({progress})"
+
+
+def _epochs(n: int) -> str:
+    return f"{n} epoch{'' if n == 1 else 's'}"
 
 
 def _last_written(folder: Path) -> str:
@@ -276,6 +291,14 @@ def _settle(runs: list[Run], keys: list[str]) -> None:
         if any(key not in run.settings for key in keys):
             run.settings = {**_configured(run), **run.settings}
         run.settings = {key: run.settings.get(key, UNKNOWN) for key in keys}
+
+
+def _rounded(value: str) -> str:
+    """What a search draws has sixteen digits, which nobody reads."""
+    try:
+        return value if value.lstrip("-").isdigit() else f"{float(value):.4g}"
+    except ValueError:
+        return value
 
 
 def _varied(runs: list[Run]) -> list[str]:

@@ -28,8 +28,8 @@ class Job:
     `overrides` are what a user would type for the single run, `swept` those of them that name its
     folder, by key. `config` is what they compose to, interpolations unresolved and nothing filled
     in from the data. `max_epochs` is None where steps or time limit the run. `state` is one of
-    waiting, running, finished, failed, interrupted; `seconds` and `attempts` count all attempts so
-    far.
+    waiting, running, finished, pruned, failed, interrupted; `seconds` and `attempts` count all
+    attempts so far. `trial` tells a search's callback where to report to.
     """
 
     folder: Path
@@ -44,6 +44,7 @@ class Job:
     attempts: int = 0
     error: str | None = None
     resume: bool = False  # the next attempt goes on from the newest checkpoint
+    trial: dict[str, Any] | None = None
 
     @property
     def name(self) -> str:

@@ -78,7 +78,7 @@ def launch(
         show.close(jobs, folder)
         if number:
             sys.exit(128 + number)
-        if any(job.state != "finished" for job in jobs):
+        if any(job.state not in show.DONE for job in jobs):
             sys.exit(1)
         return _returns(jobs)
 
@@ -94,10 +94,15 @@ def _grid(
     if not swept or not overrides:
         raise ValueError("The sweep is empty: give a key several values, such as seed=0,1,2.")
     record = ledger.known(folder)
+    if record is not None and "search" in record:
+        raise ValueError(
+            f"{folder}: is a search, which goes on with hydra/sweeper=optuna; name another sweep "
+            "with sweep.name=..."
+        )
     keys = ledger.merge_keys(record, swept, master.sweep.force)
     names = grid.folder_names(overrides, keys)
     jobs = grid.compose(master, loader, overrides, keys, names, folder)
-    extra = [*_flags(), *_hydra_settings(master)]
+    extra = for_every_job(master)
     for job in jobs:
         job.overrides = [*extra, *job.overrides]
     return record, keys, jobs
@@ -112,6 +117,11 @@ def _look(
 ) -> None:
     earlier = record["jobs"] if record else []
     ledger.look(jobs, keys, [folder / job["folder"] for job in earlier], force)
+
+
+def for_every_job(master: DictConfig) -> list[str]:
+    """What the command line says to Hydra that holds for each job, too."""
+    return [*_flags(), *_hydra_settings(master)]
 
 
 def _flags() -> list[str]:

@@ -32,7 +32,8 @@ except ImportError:  # Windows, where jobs cannot be forked either
     fcntl = None  # type: ignore[assignment]
 
 LAST_LINES = 40
-DONE = ("finished", "fast_dev_run")  # what result.json says of a run that came to its end
+# What result.json says of a run that came to its end, and the state of its job.
+DONE = {"finished": "finished", "fast_dev_run": "finished", "pruned": "pruned"}
 # How a run ends that was told to stop: by a signal, or by trainer.max_time.
 STOPPED = (*STATUS.values(), TIME_IS_OVER)
 
@@ -144,7 +145,7 @@ def look(jobs: Sequence[Job], keys: Sequence[str], others: Sequence[Path], force
     """
     changes: dict[str, None] = {}
     for job in jobs:
-        record = _look_at(job)
+        record = look_at(job)
         if record is not None and (changed := differences(record["config"], job.config, ())):
             changes |= dict.fromkeys(changed)
             job.state, job.resume = "waiting", False
@@ -170,7 +171,8 @@ def _against_others(jobs: Sequence[Job], keys: Sequence[str], others: Sequence[P
     return []
 
 
-def _look_at(job: Job) -> dict[str, Any] | None:
+def look_at(job: Job) -> dict[str, Any] | None:
+    """Set the state of one job from its folder; returns its `sweep_job.json`."""
     record = read(job.folder / "sweep_job.json")
     if record is None:
         if job.folder.exists() and any(job.folder.iterdir()):
@@ -181,7 +183,7 @@ def _look_at(job: Job) -> dict[str, Any] | None:
     job.seconds = sum(attempt["seconds"] for attempt in attempts)
     result = read(job.folder / "result.json")
     if result is not None and result.get("status") in DONE:
-        job.state = "finished"
+        job.state = DONE[result["status"]]
     else:
         # Without a state the sweep itself was killed, and the job with it.
         last = attempts[-1] if attempts else {}
@@ -204,6 +206,8 @@ def begin(job: Job) -> list[str]:
     else:
         _set_aside(folder)
     record |= {"overrides": job.overrides, "swept": job.swept, "config": job.config}
+    if job.trial is not None:
+        record["trial"] = job.trial
     record["attempts"].append({"started": now(), "seconds": 0.0, "state": None, "killed": False})
     folder.mkdir(exist_ok=True)
     write(folder / "sweep_job.json", record)
@@ -252,7 +256,7 @@ def end(job: Job, status: int, seconds: float, told_to_stop: bool) -> None:
     except ValueError as error:
         result = {"error": str(error)}
     if result.get("status") in DONE:
-        job.state = "finished"
+        job.state = DONE[result["status"]]
     elif told_to_stop:
         job.state, job.error = "interrupted", "stopped with the sweep"
     else:
@@ -298,9 +302,16 @@ def last_lines(path: Path) -> list[str]:
 
 
 def write_sweep(
-    folder: Path, record: dict[str, Any] | None, keys: list[str], jobs: list[Job]
+    folder: Path,
+    record: dict[str, Any] | None,
+    keys: list[str],
+    jobs: list[Job],
+    search: dict[str, Any] | None = None,
 ) -> None:
-    """Write `sweep.json`: these jobs, after those of `record` that are not among them."""
+    """Write `sweep.json`: these jobs, after those of `record` that are not among them.
+
+    search: of a search, what it looks for and where; see `search.describe`.
+    """
     here = {job.name for job in jobs}
     earlier = [job for job in record["jobs"] if job["folder"] not in here] if record else []
     content = {
@@ -309,6 +320,7 @@ def write_sweep(
         "started": record["started"] if record else now(),
         "updated": now(),
         "keys": keys,
+        **({"search": search} if search else {}),
         "jobs": earlier
         + [
             {

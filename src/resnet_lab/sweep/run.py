@@ -2,11 +2,12 @@
 
 import signal
 import time
-from collections import deque
+from collections import defaultdict, deque
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from types import FrameType
+from typing import Protocol
 
 from resnet_lab.sweep import ledger
 from resnet_lab.sweep.grid import Job
@@ -27,6 +28,21 @@ class Wishes:
     grace_seconds: float = 30.0
 
 
+class Source(Protocol):
+    """Where further jobs come from as room for them appears: a search.
+
+    `more` gives the next one, if there is one; `ended` hears of each that has ended for good.
+    `left` is how many jobs may still come.
+    """
+
+    @property
+    def left(self) -> int: ...
+
+    def more(self) -> list[Job]: ...
+
+    def ended(self, job: Job) -> None: ...
+
+
 def run(
     jobs: list[Job],
     processes: Processes | SlurmJobs,
@@ -34,8 +50,9 @@ def run(
     wishes: Wishes,
     display: Display,
     record: Callable[[], None],
+    source: Source | None = None,
 ) -> int:
-    """Run every waiting job. Returns the signal that ended the sweep, or 0.
+    """Run every waiting job, and what `source` adds. Returns the signal that ended the sweep, or 0.
 
     SIGINT, SIGTERM and SIGHUP tell all jobs to stop (they save a checkpoint) and kill what is left
     after the grace; a second one kills at once.
@@ -44,9 +61,9 @@ def run(
         record: called whenever a job's state has changed.
     """
     waiting = deque(job for job in jobs if job.state == "waiting")
-    n_jobs = len(waiting)
+    n_jobs = len(waiting) + (source.left if source else 0)
     running: dict[str, Job] = {}
-    retries = dict.fromkeys((job.name for job in jobs), wishes.retries)
+    retries: dict[str, int] = defaultdict(lambda: wishes.retries)
     stopping, deadline = False, 0.0
 
     def stop(number: int) -> None:
@@ -55,11 +72,17 @@ def run(
         processes.signal(number)
         stopping, deadline = True, time.monotonic() + wishes.grace_seconds
 
+    def upcoming() -> Job | None:
+        room = not running or len(running) < slots.side_by_side(next(iter(running.values())))
+        if source is not None and room and not (waiting or stopping or processes.lost):
+            waiting.extend(source.more())
+        return waiting[0] if waiting else None
+
     with _caught() as caught:
         answered = 0
-        while running or waiting:
-            while waiting and (gpus := slots.take(waiting[0])) is not None:
-                job = waiting.popleft()
+        while running or upcoming():
+            while (job := upcoming()) is not None and (gpus := slots.take(job)) is not None:
+                waiting.popleft()
                 if processes.takes_up(job):
                     job.state = "running"
                 else:
@@ -81,6 +104,8 @@ def run(
                         waiting.appendleft(job)
                     elif wishes.on_error == "stop":
                         stop(signal.SIGTERM)
+                if source is not None and job.state != "waiting" and not processes.lost:
+                    source.ended(job)
                 record()
             if len(caught) > answered:
                 # The second asks for an end at once.

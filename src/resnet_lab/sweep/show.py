@@ -18,7 +18,9 @@ from resnet_lab.screen import console, duration
 from resnet_lab.sweep.grid import Job
 
 STYLES = {"failed": "red", "interrupted": "yellow", "finished": "green", "running": "bold"}
-ORDER = ("running", "failed", "interrupted", "waiting", "finished")  # who is shown first
+# Who is shown first.
+ORDER = ("running", "failed", "interrupted", "waiting", "pruned", "finished")
+DONE = ("finished", "pruned")
 
 
 class Display:
@@ -50,7 +52,7 @@ class Display:
 
     def ended(self, job: Job) -> None:
         if self._live is None:
-            what = _scores_text(job) if job.state == "finished" else job.error
+            what = _scores_text(job) if job.state in DONE else job.error
             console.print(
                 f"{job.state:<12}{job.name}   {duration(job.seconds)}   {what}", soft_wrap=True
             )
@@ -101,8 +103,8 @@ def progress(folder: Path) -> tuple[int, float | None]:
 
 
 def scores(job: Job) -> dict[str, Any]:
-    """result.json of a finished job, else nothing."""
-    if job.state != "finished":
+    """result.json of a finished or pruned job, else nothing."""
+    if job.state not in DONE:
         return {}
     result: dict[str, Any] = json.loads((job.folder / "result.json").read_text())
     return result
@@ -117,8 +119,11 @@ def _scores_text(job: Job) -> str:
     )
 
 
-def close(jobs: list[Job], folder: Path) -> None:
-    """Print the closing table, the best job, and what failed and where it is told."""
+def close(jobs: list[Job], folder: Path, left: int | None = None) -> None:
+    """Print the closing table, the best job, and what failed and where it is told.
+
+    left: how many jobs the same command would go on with; None: all that have no result.
+    """
     table = Table("job", "state", "val acc", "test acc", "time")
     results = {job.name: scores(job) for job in jobs}
     for job in jobs:
@@ -129,7 +134,9 @@ def close(jobs: list[Job], folder: Path) -> None:
             duration(job.seconds) if job.attempts else "",
         )
     console.print(table)
-    judged = [name for name, result in results.items() if "val/acc" in result]
+    judged = [
+        job.name for job in jobs if job.state == "finished" and "val/acc" in results[job.name]
+    ]
     if judged:
         best = max(judged, key=lambda name: float(results[name]["val/acc"]))
         console.print(
@@ -140,9 +147,12 @@ def close(jobs: list[Job], folder: Path) -> None:
     for job in jobs:
         if job.state == "failed":
             console.print(f"failed: {job.folder / 'error.txt'}: {job.error}", soft_wrap=True)
-    left = sum(job.state != "finished" for job in jobs)
+    if left is None:
+        left = sum(job.state not in DONE for job in jobs)
     if left:
-        console.print(f"{left} of {len(jobs)} jobs are left; the same command goes on with them.")
+        console.print(
+            f"{left} of {max(left, len(jobs))} jobs are left; the same command goes on with them."
+        )
     console.print(f"sweep folder: {folder}   (resnet-lab report {folder})", soft_wrap=True)
 
 
