@@ -125,12 +125,14 @@ def spaces(overrides: Sequence[Override]) -> dict[str, Any]:
     found: dict[str, Any] = {}
     for override in overrides:
         sweep: Any = override.value()
+        space: Any
         log = "log" in getattr(sweep, "tags", ())
         try:
             if isinstance(sweep, IntervalSweep):
                 low, high = sweep.start, sweep.end
                 whole = isinstance(low, int) and isinstance(high, int)
-                space = (IntDistribution if whole else FloatDistribution)(low, high, log=log)
+                kind: Any = IntDistribution if whole else FloatDistribution
+                space = kind(low, high, log=log)
             elif isinstance(sweep, RangeSweep):
                 values = sorted(float(value) for value in override.sweep_string_iterator())
                 low, high, step = values[0], values[-1], abs(float(sweep.step))
@@ -328,7 +330,7 @@ class Search:
 
         if job.state == "interrupted":
             return
-        values = [show.scores(job).get(key) for key in self.wished["objectives"]]
+        values: list[Any] = [show.scores(job).get(key) for key in self.wished["objectives"]]
         number = self._numbers[job.name]
         with ours.quiet():
             if job.state == "pruned":
