@@ -264,7 +264,8 @@ def end(job: Job, status: int, seconds: float, told_to_stop: bool) -> None:
         job.state, job.error = "failed", reason(status)
         # What the run itself could still write tells more than the last line on its screen.
         last = next((line.strip() for line in reversed(tail) if line.strip()), "")
-        if status > 0 and (told := str(result.get("error") or last)):
+        stopped = result.get("status") == "interrupted"  # said before it was killed
+        if (status > 0 or stopped) and (told := str(result.get("error") or last)):
             job.error += f": {told[:300]}"
         (folder / "error.txt").write_text(
             f"{job.error}\n\nThe last lines of console.log:\n{''.join(tail)}"
