@@ -7,6 +7,7 @@ import socket
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -65,16 +66,32 @@ class Nodes:
         ]
         for log in logs:
             log.close()
+        NODES.append(self)
 
     def end(self) -> list[int]:
         try:
             return [process.wait(120) for process in self.processes]
         finally:
-            for process in self.processes:
-                process.kill()
+            self.kill()
+
+    def kill(self) -> None:
+        for process in self.processes:
+            process.kill()  # its worker dies with it
+            process.wait()
 
     def log(self, rank: int = 0) -> str:
         return (self.folder / f"node{rank}.log").read_text()
+
+
+NODES: list[Nodes] = []
+
+
+@pytest.fixture(autouse=True)
+def nothing_left() -> Iterator[None]:
+    """A test that fails leaves no torchrun behind."""
+    yield
+    while NODES:
+        NODES.pop().kill()
 
 
 def only_run(folder: Path) -> Path:
