@@ -253,7 +253,7 @@ def test_two_nodes_train_as_one_process(tmp_path, shared_cache, figure):
 
 @pytest.mark.slow
 @pytest.mark.xfail(
-    reason="of four tries two went on: after a restart gloo reaches at times for the address of a "
+    reason="of five tries two went on: after a restart gloo reaches at times for the address of a "
     "process that is gone",
     strict=False,
 )
