@@ -45,7 +45,7 @@ test: $(READY) ## Run the tests, two side by side
 	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 2 --dist loadfile $(ARGS)
 
 test-slow: $(READY) ## Run the long tests as well
-	@$(BIN)/python -m pytest -q -m "not cluster" $(ARGS)
+	@$(BIN)/python -m pytest -q -m "not faults and not cluster" $(ARGS)
 
 test-faults: $(READY) ## Kill, freeze, fill and break things for 40 minutes; prints the figures
 	@$(BIN)/python -m pytest -q -m faults $(ARGS)

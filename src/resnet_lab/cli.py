@@ -143,9 +143,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         "predict",
         "labels and probabilities for any images",
         "Writes a row for each image: its likeliest labels with their probabilities. Images of any "
-        "size and any format that Pillow reads; folders are walked in sorted order. Needs the run "
-        "folder alone, not its data. A file that cannot be read gets a row with the error, the "
-        "others go on, and the exit status is 1 in the end. Nothing is overwritten.",
+        "size, as JPEG, PNG, BMP, GIF, TIFF, WebP or PPM; folders are walked in sorted order. "
+        "Needs the run folder alone, not its data. A file that cannot be read gets a row with the "
+        "error, the others go on, and the exit status is 1 in the end. Nothing is overwritten.",
         "resnet-lab predict RUN_DIR photo.jpg\n"
         "resnet-lab predict RUN_DIR photos/ more/*.png --out labels.csv --grid labels.png",
     )

@@ -492,11 +492,12 @@ def _parent_and_child() -> Iterator[None]:
     The parent of a process that fails hears of it, unless it is frozen.
     """
     started = os.environ.get("LOCAL_RANK", "0") != "0" and not ranks.from_outside()
+    if started or ranks.by_torchrun():
+        die_with_parent()
     if sys.platform != "linux" or not started:
         yield
         return
     parent = os.getppid()
-    die_with_parent()
     try:
         yield
     except Exception:
