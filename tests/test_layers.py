@@ -43,7 +43,7 @@ ROOMS: dict[str, tuple[set[str], set[str]]] = {
     "sweep": ({"config", "resume", "screen", "stop", "sweep", "trust"}, HYDRA),
     "experiment": (
         {"board", "callbacks", "checkpoint_io", "classifier", "config", "data", "models"}
-        | {"ranks", "resume", "screen", "stop", "trust"},
+        | {"ranks", "rendezvous", "resume", "screen", "stop", "trust"},
         HYDRA | TORCH | LIGHTNING,
     ),
     "callbacks.prune": ({"study"}, LIGHTNING),

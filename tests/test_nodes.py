@@ -252,11 +252,6 @@ def test_two_nodes_train_as_one_process(tmp_path, shared_cache, figure):
 
 
 @pytest.mark.slow
-@pytest.mark.xfail(
-    reason="of five tries two went on: after a restart gloo reaches at times for the address of a "
-    "process that is gone",
-    strict=False,
-)
 def test_two_nodes_are_restarted_stop_together_and_go_on(tmp_path, shared_cache):
     """A process dies: torchrun restarts both, which go on; told to stop, both save and end."""
     long = (*EXACT[:-3], *EXACT[-2:], "compile=false", f"data.cache_dir={shared_cache}")

@@ -54,14 +54,14 @@ def test_a_stopped_run_goes_on_and_ends_where_it_would_have(config, tmp_path):
     cfg = config(*QUICK, "trainer.max_epochs=3", f"run_dir={tmp_path}/stopped")
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("resnet_lab.callbacks.epoch_log.EpochLog.on_train_batch_end", stop)
+        patch.setattr("sys.argv", [str(Path.cwd() / "train.py"), "seed=0"])  # as in a sweep
         with pytest.raises(Stop):
             experiment.train(cfg)
     run_dir = tmp_path / "stopped"
     told = json.loads((run_dir / "result.json").read_text())
-    assert told["status"] == "failed"
+    assert (told["status"], told["command"]) == ("failed", "python train.py seed=0")
 
     # What the command line of a run leaves there.
-    (run_dir / "result.json").write_text(json.dumps(told | {"command": "python train.py seed=0"}))
     typed = {"overrides": {"task": ["seed=0"]}, "runtime": {"choices": {"model": "resnet20"}}}
     (run_dir / ".hydra").mkdir()
     OmegaConf.save({"hydra": typed}, run_dir / ".hydra" / "hydra.yaml")

@@ -51,6 +51,7 @@ from resnet_lab.data.datamodule import ImageDataModule
 from resnet_lab.data.sources import Source
 from resnet_lab.models.complexity import Complexity, count
 from resnet_lab.models.pretrained import Pretrained, preprocessing
+from resnet_lab.rendezvous import join
 from resnet_lab.resume import ABSENT, change, flat, moved
 from resnet_lab.screen import duration
 from resnet_lab.stop import Stopped, die_with_parent, handlers_kept, locks
@@ -406,6 +407,10 @@ def train(cfg: DictConfig) -> dict[str, Any]:
         confusion = callbacks.get(ConfusionMatrix)
         began = time.monotonic()
         try:
+            if ranks.by_torchrun() and isinstance(trainer.strategy, DDPStrategy | FSDPStrategy):
+                backend = trainer.strategy._get_process_group_backend()
+                patience = timedelta(seconds=cfg.rank_timeout)
+                join(backend, trainer.strategy.root_device, patience)  # before Lightning does
             trainer.fit(classifier, datamodule=parts.datamodule, ckpt_path=checkpoint)
             result.update(epochs=trainer.current_epoch, steps=trainer.global_step)
             best = run_dir / "checkpoints" / "best.ckpt"
@@ -527,7 +532,7 @@ def _describe(parts: Parts) -> dict[str, Any]:
         "precision": str(cfg.trainer.precision),
         "device_name": device_name(trainer.strategy.root_device),
         "started": datetime.now(UTC).isoformat(timespec="seconds"),
-        "command": shlex.join(["python", *sys.argv]),
+        "command": shlex.join(["python", _shown(Path(sys.argv[0])), *sys.argv[1:]]),
         "git_commit": _git_commit(),
         "versions": {
             "python": platform.python_version(),

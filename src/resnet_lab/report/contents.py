@@ -64,7 +64,7 @@ def compose(study: Study) -> Page:
         Section("Accuracy against cost", _costs(study, rows, look)),
         Section("Jobs without a result", _unfinished(study)),
         Section("Command" if len(study.commands) == 1 else "Commands", _commands(study)),
-        Section("Hardware and versions", _machines(study)),
+        Section("Hardware and versions", machines(study)),
         Section("Beside published figures", _references(study, rows)),
     ]
     return Page(
@@ -231,7 +231,7 @@ def _same_in_all(study: Study) -> list[str]:
     return same
 
 
-def _summary_table(study: Study, rows: Sequence[Summary]) -> Table:
+def summary_table(study: Study, rows: Sequence[Summary]) -> Table:
     """A row a setting; splits that no run has are left out."""
     splits = {"val": "validation accuracy, %", "test": "test accuracy, %"}
     splits = {
@@ -286,7 +286,7 @@ def _summary(study: Study, rows: Sequence[Summary]) -> list[Block]:
         )
     elif "seed" in study.keys and len(rows) > 1:
         blocks.append(Text("Each row is a setting over its seeds."))
-    blocks.append(_summary_table(study, shown))
+    blocks.append(summary_table(study, shown))
     chart = settings_chart(study, rows)
     if chart:
         blocks += [
@@ -504,7 +504,7 @@ def _commands(study: Study) -> list[Block]:
     return blocks
 
 
-def _machines(study: Study) -> list[Block]:
+def machines(study: Study) -> list[Block]:
     """One line where all runs agree; what differs, value by value."""
     facts: dict[str, Counter[str]] = {}
     for run in study.runs:
