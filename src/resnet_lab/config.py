@@ -235,6 +235,9 @@ RULES: dict[str, Rule] = {
     "sweep.devices_per_job": _or_null(_COUNT),
     "sweep.on_error": _one_of("continue", "stop"),
     "sweep.retries": _WHOLE,
+    "sweep.halving": _or_null(
+        (lambda v: _number(v) and 2 <= v < float("inf"), "a number of 2 or more")
+    ),
     "sweep.force": _YES_NO,
     "sweep.plan": _YES_NO,
     "sweep.warm": _YES_NO,

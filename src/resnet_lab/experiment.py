@@ -35,7 +35,7 @@ from resnet_lab.board import Board
 from resnet_lab.callbacks.compile_net import CompileNet
 from resnet_lab.callbacks.confusion_matrix import ConfusionMatrix
 from resnet_lab.callbacks.epoch_log import EpochLog
-from resnet_lab.callbacks.last_checkpoint import position
+from resnet_lab.callbacks.last_checkpoint import LastCheckpoint, position
 from resnet_lab.callbacks.prune import Prune
 from resnet_lab.classifier import Classifier
 from resnet_lab.config import (
@@ -54,7 +54,7 @@ from resnet_lab.models.pretrained import Pretrained, preprocessing
 from resnet_lab.rendezvous import join
 from resnet_lab.resume import ABSENT, change, flat, moved
 from resnet_lab.screen import duration
-from resnet_lab.stop import Stopped, die_with_parent, handlers_kept, locks
+from resnet_lab.stop import Paused, Stopped, die_with_parent, handlers_kept, locks
 from resnet_lab.trust import check_definitions, check_targets, from_environment
 
 try:
@@ -405,6 +405,8 @@ def train(cfg: DictConfig) -> dict[str, Any]:
         callbacks = {type(c): c for c in trainer.callbacks}  # type: ignore[attr-defined]
         epoch_log = callbacks.get(EpochLog)
         confusion = callbacks.get(ConfusionMatrix)
+        if LastCheckpoint in callbacks:
+            callbacks[LastCheckpoint].pause_after = _told(run_dir / "sweep_job.json").get("rung")
         began = time.monotonic()
         try:
             if ranks.by_torchrun() and isinstance(trainer.strategy, DDPStrategy | FSDPStrategy):
@@ -433,6 +435,10 @@ def train(cfg: DictConfig) -> dict[str, Any]:
             interrupted = isinstance(error, KeyboardInterrupt | SystemExit)
             result["status"] = "interrupted" if interrupted else "failed"
             result["error"] = str(error) if interrupted else f"{type(error).__name__}: {error}"
+            if isinstance(error, Paused):
+                done = trainer.current_epoch
+                result.update(status="paused", epochs=done, steps=trainer.global_step)
+                result.update(_row(run_dir / "metrics.csv", done))
             if isinstance(error, Stopped):
                 log.info(f"\n{error}; go on with: python train.py resume={_shown(run_dir)}")
             if _is_out_of_memory(error):

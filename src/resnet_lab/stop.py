@@ -34,6 +34,10 @@ class Stopped(SystemExit):
         return self.reason
 
 
+class Paused(Stopped):
+    """A job has come to the epoch at which its sweep compares it with others (`sweep.halving`)."""
+
+
 class Signals:
     """Remembers the first signal of `STATUS` as `received`; the second ends the process at once.
 

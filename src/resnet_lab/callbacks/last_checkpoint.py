@@ -15,7 +15,7 @@ from torch import Tensor
 
 from resnet_lab import ranks
 from resnet_lab.resume import moved
-from resnet_lab.stop import STATUS, TIME_IS_OVER, Signals, Stopped
+from resnet_lab.stop import STATUS, TIME_IS_OVER, Paused, Signals, Stopped
 
 ASK_SECONDS = 0.5  # how often the processes of a run ask each other whether to stop
 GO_ON, SAVE, TIME, SIGNAL = range(4)  # a wish; from SIGNAL on: SIGNAL plus the signal's number
@@ -31,7 +31,8 @@ class LastCheckpoint(Checkpoint):
 
     SIGTERM, SIGINT, SIGUSR1 and SIGHUP, sent to any of the run's processes, let the step in hand
     be finished, then all of them save and end (`Stopped`); so does the end of `max_time`. A second
-    signal ends its process at once.
+    signal ends its process at once. After `pause_after` epochs, if somebody has set it, all of them
+    save and end with status 0 (`Paused`).
 
     Lightning's own SIGTERM handler takes part in a collective operation, and hangs where only one
     of several processes was told. Here the wish waits for the end of a step. All processes have a
@@ -53,6 +54,7 @@ class LastCheckpoint(Checkpoint):
         self.path = Path(dirpath, "last.ckpt")
         self.seconds = minutes * 60
         self.time_limit = Timer(max_time).time_remaining()
+        self.pause_after: int | None = None
         self._signals = Signals()
         self._deadline = float("inf")
         self._save_due = float("inf")
@@ -109,6 +111,9 @@ class LastCheckpoint(Checkpoint):
             self._close_epoch(trainer)
             self._ask()
             self._stop_if_asked(trainer)
+            # Not one that is already past it: somebody goes on with it by hand.
+            if trainer.current_epoch == self.pause_after:
+                raise Paused(f"paused after epoch {self.pause_after}, a rung of its sweep", 0)
 
     def _close_epoch(self, trainer: Trainer) -> None:
         self._epoch_over = False

@@ -23,7 +23,7 @@ UNKNOWN = "?"  # the value of a key that a damaged or unborn run does not tell
 class Run:
     """One job: what was asked for, what came out, and how it ended.
 
-    `state` is finished, pruned, failed, interrupted, running, waiting, fast_dev_run, or:
+    `state` is finished, pruned, failed, interrupted, paused, running, waiting, fast_dev_run, or:
     unreadable (a damaged result.json), missing (no result.json where there must be one). `reason`
     is a sentence on every state but finished. `settings` are the values of the study's keys, as
     one types them.
@@ -236,6 +236,8 @@ def _reason(run: Run, job: dict[str, Any]) -> str:
     if run.state == "finished":
         return ""
     if run.state == "pruned":
+        if job.get("error"):  # by halving, which says where
+            return _one_line(job["error"])
         rows = epochs(run.folder)[0]
         return f"hopeless beside the other trials after {_epochs(max(rows, default=0))}"
     if run.state == "waiting":

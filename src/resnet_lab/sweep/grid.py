@@ -28,8 +28,9 @@ class Job:
     `overrides` are what a user would type for the single run, `swept` those of them that name its
     folder, by key. `config` is what they compose to, interpolations unresolved and nothing filled
     in from the data. `max_epochs` is None where steps or time limit the run. `state` is one of
-    waiting, running, finished, pruned, failed, interrupted; `seconds` and `attempts` count all
-    attempts so far. `trial` tells a search's callback where to report to.
+    waiting, running, finished, pruned, failed, interrupted, or paused at its rung: the epochs after
+    which it stops (None: at its end); `seconds` and `attempts` count all attempts so far. `trial`
+    tells a search's callback where to report to.
     """
 
     folder: Path
@@ -45,6 +46,7 @@ class Job:
     error: str | None = None
     resume: bool = False  # the next attempt goes on from the newest checkpoint
     trial: dict[str, Any] | None = None
+    rung: int | None = None
 
     @property
     def name(self) -> str:

@@ -1,6 +1,7 @@
 """From Hydra's list of jobs to a sweep folder in which they are done."""
 
 import sys
+from collections import Counter
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
@@ -13,8 +14,9 @@ from omegaconf import DictConfig, OmegaConf
 
 from resnet_lab.config import one_sentence_errors, typed
 from resnet_lab.screen import console
-from resnet_lab.sweep import grid, ledger, show
+from resnet_lab.sweep import grid, halving, ledger, show
 from resnet_lab.sweep.grid import Job
+from resnet_lab.sweep.halving import Halving
 from resnet_lab.sweep.processes import Processes
 from resnet_lab.sweep.run import Wishes, run
 from resnet_lab.sweep.slots import Slots, visible_gpus
@@ -55,11 +57,13 @@ def launch(
             slots = Slots(at_once or max(1, len(jobs)), [])  # which devices, SLURM will say
         for job in jobs:
             slots.wanted(job)
+        if wish.halving is not None:
+            halving.check(jobs)
         if wish.plan:
             from resnet_lab.sweep.plan import plan
 
             _look(jobs, keys, record, folder, wish.force)
-            plan(jobs, slots)
+            plan(jobs, slots, Halving(jobs, wish.halving) if wish.halving else None)
             return _returns(jobs)
         with ledger.locked(folder, patience=grace_seconds + 5) as lock:
             record = ledger.known(folder)
@@ -156,16 +160,18 @@ def _run(
     def remember() -> None:
         ledger.write_sweep(folder, record, keys, jobs)
 
+    source = Halving(jobs, wish.halving) if wish.halving else None
     remember()
-    left = sum(job.state == "waiting" for job in jobs)
-    done = f", {len(jobs) - left} finished before" if left < len(jobs) else ""
+    before = Counter(job.state for job in jobs if job.state in show.DONE)
+    left = len(jobs) - before.total()
+    done = "".join(f", {n} {state} before" for state, n in before.items())
     console.print(f"sweep {folder}: {len(jobs)} jobs{done}, {left} to run", soft_wrap=True)
     if not left:
         return 0
     wishes = Wishes(wish.on_error, wish.retries, grace_seconds)
     with show.Display(jobs) as display, processes() as these:
         try:
-            return run(jobs, these, slots, wishes, display, remember)
+            return run(jobs, these, slots, wishes, display, remember, source)
         finally:
             remember()
 

@@ -3,8 +3,8 @@
 A sweep folder holds `sweep.json` (name, command, started, updated, keys, jobs), for people and the
 report; what is to be done is read from the job folders alone. Each holds `sweep_job.json`: the
 job's overrides, the swept ones among them (for the run's row in HPARAMS), its config as composed,
-and its attempts, the last of which has no `state` while it runs. An attempt that is not gone on
-with lies in `attempt-1`, `attempt-2`, ... below it.
+the rung at which it pauses, and its attempts, the last of which has no `state` while it runs. An
+attempt that is not gone on with lies in `attempt-1`, `attempt-2`, ... below it.
 """
 
 import contextlib
@@ -187,7 +187,7 @@ def look_at(job: Job) -> dict[str, Any] | None:
     else:
         # Without a state the sweep itself was killed, and the job with it.
         last = attempts[-1] if attempts else {}
-        stopped = last.get("state") in (None, "interrupted") or last["killed"]
+        stopped = last.get("state") in (None, "interrupted", "paused") or last["killed"]
         job.resume = stopped and can_resume(job.folder)
     return record
 
@@ -206,6 +206,7 @@ def begin(job: Job) -> list[str]:
     else:
         _set_aside(folder)
     record |= {"overrides": job.overrides, "swept": job.swept, "config": job.config}
+    record["rung"] = job.rung
     if job.trial is not None:
         record["trial"] = job.trial
     record["attempts"].append({"started": now(), "seconds": 0.0, "state": None, "killed": False})
@@ -257,6 +258,8 @@ def end(job: Job, status: int, seconds: float, told_to_stop: bool) -> None:
         result = {"error": str(error)}
     if result.get("status") in DONE:
         job.state = DONE[result["status"]]
+    elif result.get("status") == "paused":
+        job.state = "paused"
     elif told_to_stop:
         job.state, job.error = "interrupted", "stopped with the sweep"
     else:
@@ -271,7 +274,7 @@ def end(job: Job, status: int, seconds: float, told_to_stop: bool) -> None:
             f"{job.error}\n\nThe last lines of console.log:\n{''.join(tail)}"
         )
     job.seconds += seconds
-    job.resume = (told_to_stop or killed) and can_resume(folder)
+    job.resume = (killed or told_to_stop or job.state == "paused") and can_resume(folder)
     record = read(folder / "sweep_job.json")
     assert record is not None
     record["attempts"][-1] |= {

@@ -9,6 +9,8 @@ from rich.table import Table
 
 from resnet_lab.screen import console, duration
 from resnet_lab.sweep.grid import Job
+from resnet_lab.sweep.halving import Halving
+from resnet_lab.sweep.show import DONE
 from resnet_lab.sweep.slots import Slots
 from resnet_lab.trust import given_trust
 
@@ -19,8 +21,12 @@ BYTES_A_NUMBER = 4
 PASSES_IN_TRAINING = 3
 
 
-def plan(jobs: list[Job], slots: Slots) -> None:
-    """Print every job with its cost and state, then the time and disk that are still needed."""
+def plan(jobs: list[Job], slots: Slots, halving: Halving | None = None) -> None:
+    """Print every job with its cost and state, then the time and disk that are still needed.
+
+    The time of a job is that of all its epochs; with `halving` the time that is needed takes every
+    setting for as likely to go on as the others.
+    """
     measured = _measure(jobs)
     table = Table("job", "state", "parameters", "multiply-adds", "time")
     largest = measured["jobs"][measured["largest"]]
@@ -29,9 +35,10 @@ def plan(jobs: list[Job], slots: Slots) -> None:
     for job, cost in zip(jobs, measured["jobs"], strict=True):
         passes = PASSES_IN_TRAINING * cost["steps"] * cost["batch"] + cost["eval_images"]
         alone = per_unit * cost["macs"] * passes
-        if job.state != "finished":
+        if job.state not in DONE:
+            share = halving.share(job) if halving else 1.0
             # Side by side, jobs on the CPU have to share it.
-            seconds += alone / (slots.side_by_side(job) if slots.wanted(job) else 1)
+            seconds += share * alone / (slots.side_by_side(job) if slots.wanted(job) else 1)
             disk += _bytes(job, cost["params"])
         table.add_row(
             job.name,
@@ -41,7 +48,10 @@ def plan(jobs: list[Job], slots: Slots) -> None:
             duration(alone),
         )
     console.print(table)
-    left = sum(job.state != "finished" for job in jobs)
+    left = sum(job.state not in DONE for job in jobs)
+    if halving:
+        rungs = ", ".join(f"{n} to epoch {epochs}" for epochs, n in halving.ahead)
+        console.print(f"Settings that train on: {rungs} (sweep.halving).", soft_wrap=True)
     console.print(
         f"{left} of {len(jobs)} jobs to run: about {duration(seconds)} of training, "
         f"{disk / 1e6:,.0f} MB of disk; nothing has been run.",

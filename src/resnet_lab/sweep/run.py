@@ -29,9 +29,9 @@ class Wishes:
 
 
 class Source(Protocol):
-    """Where further jobs come from as room for them appears: a search.
+    """Where further jobs come from as room for them appears: a search, or the next rung of halving.
 
-    `more` gives the next one, if there is one; `ended` hears of each that has ended for good.
+    `more` gives the next ones, if there are any; `ended` hears of each that has ended for good.
     `left` is how many jobs may still come.
     """
 

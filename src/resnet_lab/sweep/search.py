@@ -64,6 +64,11 @@ def search(
                 raise ValueError(
                     f"sweep.{key}=true: is for grids; a search chooses its trials as it goes."
                 )
+        if master.sweep.halving is not None:
+            raise ValueError(
+                "sweep.halving: is for grids; a search stops hopeless trials by its own pruner "
+                "(hydra.sweeper.pruner=hyperband)."
+            )
         folder = Path(master.hydra.sweep.dir)
         own = [f"{key}={value}" for key, value in (wished["params"] or {}).items()]
         this = Search(master, loader, [*own, *arguments], wished, folder)

@@ -19,8 +19,9 @@ from resnet_lab.sweep.grid import Job
 
 STYLES = {"failed": "red", "interrupted": "yellow", "finished": "green", "running": "bold"}
 # Who is shown first.
-ORDER = ("running", "failed", "interrupted", "waiting", "pruned", "finished")
+ORDER = ("running", "failed", "interrupted", "waiting", "paused", "pruned", "finished")
 DONE = ("finished", "pruned")
+JUDGED = (*DONE, "paused")
 
 
 class Display:
@@ -52,7 +53,7 @@ class Display:
 
     def ended(self, job: Job) -> None:
         if self._live is None:
-            what = _scores_text(job) if job.state in DONE else job.error
+            what = _scores_text(job) if job.state in JUDGED else job.error
             console.print(
                 f"{job.state:<12}{job.name}   {duration(job.seconds)}   {what}", soft_wrap=True
             )
@@ -75,7 +76,7 @@ class Display:
             table.add_row(
                 job.name,
                 Text(job.state, STYLES.get(job.state, "")),
-                f"{epochs}/{job.max_epochs or '?'}" if epochs else "",
+                f"{epochs}/{job.rung or job.max_epochs or '?'}" if epochs else "",
                 "" if accuracy is None else f"{accuracy:.4f}",
                 self._left(job, epochs) if job.state == "running" else "",
             )
@@ -83,28 +84,34 @@ class Display:
 
     def _left(self, job: Job, epochs: int) -> str:
         began, before = self._began[job.name]
-        if epochs <= before or (job.max_epochs or -1) < 1:
+        last = job.rung or job.max_epochs
+        if epochs <= before or last is None:
             return ""
         each = (time.monotonic() - began) / (epochs - before)
-        return duration(max(0.0, each * (job.max_epochs - before) - (time.monotonic() - began)))  # type: ignore[operator]
+        return duration(max(0.0, each * (last - before) - (time.monotonic() - began)))
 
 
 def progress(folder: Path) -> tuple[int, float | None]:
     """How many epochs a run has done, and its newest validation accuracy."""
+    by_epoch = accuracies(folder)
+    return next(reversed(by_epoch.items()), (0, None))
+
+
+def accuracies(folder: Path) -> dict[int, float | None]:
+    """The validation accuracy of every epoch that a run has done; None where it had none."""
     try:
         text = (folder / "metrics.csv").read_text()
     except OSError:
-        return 0, None
-    rows = list(csv.DictReader(text[: text.rfind("\n") + 1].splitlines()))  # whole lines only
-    if not rows:
-        return 0, None
-    accuracy = rows[-1].get("val/acc")
-    return int(rows[-1]["epoch"]), float(accuracy) if accuracy else None
+        return {}
+    rows = csv.DictReader(text[: text.rfind("\n") + 1].splitlines())  # whole lines only
+    return {
+        int(row["epoch"]): float(row["val/acc"]) if row.get("val/acc") else None for row in rows
+    }
 
 
 def scores(job: Job) -> dict[str, Any]:
-    """result.json of a finished or pruned job, else nothing."""
-    if job.state not in DONE:
+    """result.json of a finished, pruned or paused job, else nothing."""
+    if job.state not in JUDGED:
         return {}
     result: dict[str, Any] = json.loads((job.folder / "result.json").read_text())
     return result

@@ -1,0 +1,202 @@
+"""`sweep.halving=3`: after a part of the epochs the best third of a grid's settings goes on.
+
+Jamieson and Talwalkar 2016, arXiv 1502.07943, Section 3 (successive halving); here a job that goes
+on is resumed from its checkpoint, so it ends as it would have ended without. All jobs stop at the
+same epochs, the rungs, as in one bracket of Li et al. 2018, arXiv 1603.06560, Section 3.1.
+
+What has been decided is kept nowhere: it follows from the figures in the job folders, each time.
+"""
+
+import math
+from collections.abc import Sequence
+from statistics import fmean
+
+from omegaconf import OmegaConf
+
+from resnet_lab.screen import console
+from resnet_lab.sweep import show
+from resnet_lab.sweep.grid import Job
+
+OVER = ("finished", "failed")  # no figure is to come from such a job
+
+
+def rungs(max_epochs: int, factor: float, n_settings: int) -> list[int]:
+    """The epochs after which settings are cut, rising, and last of all `max_epochs`.
+
+    They lie a `factor` apart, rounded up; there are as many as leave one of `n_settings`, or fewer
+    where the first ones would be the same.
+    """
+    cuts = 0
+    while factor**cuts < n_settings:
+        cuts += 1
+    return sorted({math.ceil(max_epochs / factor**cut) for cut in range(cuts + 1)})
+
+
+def kept(n_settings: int, factor: float) -> int:
+    """How many of the settings go on to the next rung."""
+    return math.ceil(n_settings / factor)
+
+
+def ranking(figures: Sequence[Sequence[float | None]]) -> list[int]:
+    """Settings as positions in `figures`, from the best to the worst.
+
+    figures: for each setting what its seeds have reached, None for a job that failed. Settings
+        without such a job come first; among either the mean decides, and then the order given.
+    """
+
+    def place(n: int) -> tuple[bool, float]:
+        known = [figure for figure in figures[n] if figure is not None]
+        return len(known) < len(figures[n]), -fmean(known) if known else math.inf
+
+    return sorted(range(len(figures)), key=place)
+
+
+def check(jobs: Sequence[Job]) -> None:
+    """ValueError, a sentence, where these jobs cannot be compared after equal numbers of epochs."""
+    lengths = set()
+    for job in jobs:
+        cfg = OmegaConf.create(job.config)
+        trainer = cfg.trainer
+        if job.max_epochs is None or trainer.max_steps > 0 or trainer.fast_dev_run:
+            raise ValueError(
+                "sweep.halving: compares jobs after as many epochs, so their length must be "
+                "counted in epochs; give trainer.max_epochs alone, without trainer.max_steps and "
+                "trainer.fast_dev_run."
+            )
+        if cfg.data.val_size == 0 or trainer.limit_val_batches == 0:
+            raise ValueError(
+                "sweep.halving: chooses by validation accuracy, and there is no validation; set "
+                "data.val_size, and leave out trainer.limit_val_batches=0."
+            )
+        if trainer.check_val_every_n_epoch != 1:
+            raise ValueError(
+                "sweep.halving: needs a validation at the end of each epoch; leave out "
+                f"trainer.check_val_every_n_epoch={trainer.check_val_every_n_epoch}."
+            )
+        if missing := {"last", "epoch_log"} - set(cfg.get("callbacks") or ()):
+            raise ValueError(
+                f"sweep.halving: needs callbacks.{min(missing)}, which saves what it goes by; add "
+                "default to callbacks."
+            )
+        lengths.add(job.max_epochs)
+    if len(lengths) > 1:
+        raise ValueError(
+            "sweep.halving: compares jobs of one length; give trainer.max_epochs one value, not "
+            f"{', '.join(map(str, sorted(lengths)))}."
+        )
+
+
+class Halving:
+    """The jobs of a grid, rung by rung; for `run` the source of those that go on.
+
+    Making it sets the state of each job: waiting where it has to train now, paused where it has
+    come to the rung and others have not, pruned where its setting has been cut.
+
+    Args:
+        jobs: in the order of the grid, as `ledger.look` leaves them, and as `check` wants them.
+        factor: one setting in so many goes on.
+    """
+
+    def __init__(self, jobs: list[Job], factor: float) -> None:
+        self._jobs = jobs
+        self._factor = factor
+        by_setting: dict[tuple[tuple[str, str], ...], list[Job]] = {}
+        for job in jobs:
+            setting = tuple((key, value) for key, value in job.swept.items() if key != "seed")
+            by_setting.setdefault(setting, []).append(job)
+        self._settings = list(by_setting.values())
+        assert jobs[0].max_epochs is not None
+        self._rungs = rungs(jobs[0].max_epochs, factor, len(self._settings))
+        self._decided: list[str] = []  # a sentence for each rung
+        self._settle()
+        self._told = len(self._decided)
+
+    @property
+    def left(self) -> int:
+        return sum(job.state == "paused" for job in self._jobs)
+
+    def more(self) -> list[Job]:
+        """The jobs of the next rung once all of this one have ended; see `run.Source`."""
+        if any(job.state == "running" for job in self._jobs):
+            return []
+        due = self._settle()
+        for sentence in self._decided[self._told :]:
+            console.print(sentence, soft_wrap=True)
+        self._told = len(self._decided)
+        return due
+
+    def ended(self, job: Job) -> None:
+        """What it has reached stands in its folder."""
+
+    @property
+    def ahead(self) -> list[tuple[int, int]]:
+        """The rungs that are not decided: to which epoch how many settings train."""
+        found, n = [], self._contenders
+        for epochs in self._rungs[len(self._decided) :]:
+            found.append((epochs, n))
+            n = kept(n, self._factor)
+        return found
+
+    def share(self, job: Job) -> float:
+        """The part of its epochs that a job has ahead where chance alone chose the settings."""
+        if job.state in show.DONE:
+            return 0.0
+        before = self._rungs[len(self._decided) - 1] if self._decided else 0
+        epochs = 0.0
+        for rung, n in self.ahead:
+            if job.state != "paused" or rung > self.ahead[0][0]:
+                epochs += (rung - before) * n / self._contenders
+            before = rung
+        return epochs / self._rungs[-1]
+
+    def _settle(self) -> list[Job]:
+        """Decide what can be decided, and set the states; returns the jobs that have to train."""
+        settings, self._decided = self._settings, []
+        for epochs in self._rungs[:-1]:
+            figures = [[_figure(job, epochs) for job in jobs] for jobs in settings]
+            if any(
+                figure is None and job.state not in OVER
+                for jobs, row in zip(settings, figures, strict=True)
+                for job, figure in zip(jobs, row, strict=True)
+            ):
+                return self._wait_for(settings, epochs)
+            rung = f"the rung of {epochs} epoch{'s' if epochs > 1 else ''}"
+            order = ranking(figures)
+            n = kept(len(settings), self._factor)
+            for place, number in enumerate(order[n:], n + 1):
+                failed = ", a job of it failed" if None in figures[number] else ""
+                for job in settings[number]:
+                    if job.state not in OVER:
+                        job.state = "pruned"
+                        job.error = (
+                            f"cut at {rung}: place {place} of {len(settings)} settings by "
+                            f"validation accuracy{failed}"
+                        )
+            self._decided.append(f"{rung}: {n} of {len(settings)} settings go on")
+            settings = [settings[number] for number in sorted(order[:n])]
+        return self._wait_for(settings, None)
+
+    def _wait_for(self, settings: list[list[Job]], epochs: int | None) -> list[Job]:
+        """The jobs of `settings` that have to train to the rung of `epochs`, None being the end."""
+        self._contenders = len(settings)
+        due = []
+        for job in (job for jobs in settings for job in jobs if job.state not in OVER):
+            if epochs is None or _figure(job, epochs) is None:
+                job.state, job.rung = "waiting", epochs
+                due.append(job)
+            else:
+                job.state = "paused"
+        return due
+
+
+def _figure(job: Job, epochs: int) -> float | None:
+    """The validation accuracy after so many epochs, or the last one of a run that has ended before.
+
+    None where there is none, or where what lies in the folder does not count: the job begins anew.
+    """
+    if job.state == "waiting" and not job.resume:
+        return None
+    by_epoch = show.accuracies(job.folder)
+    if job.state == "finished" and by_epoch:
+        epochs = min(epochs, max(by_epoch))
+    return by_epoch.get(epochs)
