@@ -5,9 +5,10 @@ BIN := .venv/bin
 READY := .venv/.ready
 LOGDIR ?= outputs
 PORT ?= 6006
+ROOT ?= data/cifar10-jpeg
 
 .DEFAULT_GOAL := help
-.PHONY: help install train bench test test-slow test-faults test-cluster lint format types audit tensorboard constraints clean
+.PHONY: help install train bench test test-slow test-faults test-cluster lint format types audit tensorboard results results-runs constraints clean
 
 help: ## Show this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-13s %s\n", $$1, $$2}'
@@ -67,6 +68,12 @@ audit: ## Report known vulnerabilities of the pinned versions (needs uv and a ne
 
 tensorboard: $(READY) ## Open TensorBoard on localhost: LOGDIR=outputs PORT=6006
 	@$(BIN)/tensorboard --logdir $(LOGDIR) --host localhost --port $(PORT)
+
+results: $(READY) ## Rebuild docs/results.md from the result files beside it, in seconds
+	@$(BIN)/python docs/results/build.py
+
+results-runs: $(READY) ## Run the experiments of docs/results.md: ROOT=data/cifar10-jpeg (two hours)
+	@PATH="$(abspath $(BIN)):$$PATH" ROOT=$(ROOT) sh docs/results/run.sh
 
 constraints: ## Pin the newest versions in constraints.txt (needs uv)
 	uv pip compile -q --upgrade --universal --extra dev --no-annotate --no-header --no-emit-index-url \

@@ -287,7 +287,7 @@ def markdown(page: Page) -> str:
         parts.append(f"## {section.title}")
         for block in section.blocks:
             parts += _markdown(block)
-    return "\n\n".join([*parts, page.footer]) + "\n"
+    return "\n\n".join(part for part in (*parts, page.footer) if part) + "\n"
 
 
 def _markdown(block: Block) -> list[str]:
