@@ -213,8 +213,8 @@ def shortcuts() -> Section:
         **What it does not show.** Which of A, B and C is best: with two seeds each they lie
         {points(apart(kinds.values()))} apart, and runs that differ in the seed alone up to
         {points(max(map(reach, kinds.values())))}. What long training would bring: ten epochs are
-        few, for 56 layers above all, and that net has one seed. Time: the six runs of 20 layers with
-        shortcuts shared the machine with other work, those without did not.
+        few, for 56 layers above all, and that net has one seed. Time: the six runs of 20 layers
+        with shortcuts shared the machine with other work, those without did not.
         """,
     ]
     drawn = [
