@@ -1,8 +1,10 @@
 """docs/results.md is what the committed files give."""
 
 import importlib.util
+import json
 import re
 import shlex
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -43,9 +45,6 @@ def test_its_pictures_are_there(page):
 
 def test_a_changed_figure_changes_the_page(build, page, tmp_path, monkeypatch):
     """The page has no figure of its own: another result gives another page."""
-    import json
-    import shutil
-
     copy = tmp_path / "results"
     shutil.copytree(DOCS / "results", copy)
     result = copy / "shortcuts20" / "shortcut=A,seed=0" / "result.json"
@@ -82,4 +81,4 @@ def test_what_waits_for_a_gpu_runs(build, tmp_path):
         text=True,
     )
     assert done.returncode == 0, done.stdout + done.stderr
-    assert done.stdout.count("finished ") == 11
+    assert len(re.findall("^finished ", done.stdout, re.MULTILINE)) == 11
