@@ -43,7 +43,7 @@ from resnet_lab.screen import duration
 
 HERE = Path(__file__).resolve().parent
 PAGE = HERE.parent / "results.md"
-SWEEPS = ("shortcuts20", "shortcuts56", "batch_size", "batchnorm")
+SWEEPS = ("shortcuts20", "shortcuts56", "batch_size", "batchnorm", "textbook")
 KEPT = ("result.json", "metrics.csv", "grad_norm.csv", "wall.json")
 DEPTHS = (20, 32, 44, 56, 110)
 LOOPS = {"ours": "resnet-lab", "plain": "plain loop"}
@@ -513,7 +513,7 @@ def for_a_gpu() -> Section:
 
 def page() -> Page:
     all_of = study(*SWEEPS)
-    sections = [shortcuts(), batch_size(), batchnorm(), side_by_side(), for_a_gpu()]
+    sections = [shortcuts(), batch_size(), batchnorm(), textbook(), side_by_side(), for_a_gpu()]
     return Page("Results", subtitle(all_of), [], [how_to_read(all_of), *sections])
 
 
