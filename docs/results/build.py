@@ -58,7 +58,9 @@ FOR_A_GPU = (
 
 
 def take(sweep: Path) -> None:
-    """Copy the small files of a sweep to here; each run's command as one types it by itself."""
+    """Copy the small files of a sweep to here, in place of what was here under its name."""
+    if not any(sweep.glob("*/result.json")):
+        sys.exit(f"error: {sweep} holds no runs; name a sweep's folder. Nothing was changed.")
     target = HERE / sweep.name
     shutil.rmtree(target, ignore_errors=True)
     for file in sorted(file for file in sweep.glob("*/*") if file.name in KEPT):

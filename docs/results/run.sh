@@ -1,6 +1,6 @@
 #!/bin/sh
-# The experiments of docs/results.md, two hours on two cores: `make results-runs`. The same command
-# again goes on where it was. ROOT is a folder with train/ and test/, a folder of images per class.
+# The experiments of docs/results.md, three hours on two cores: `make results-runs`. The same
+# command again goes on where it was. ROOT is a folder with train/ and test/, a folder of images per class.
 # A job that fails, as a net that diverges does, is a result too; the next sweep follows all the same.
 set -u
 ROOT=${ROOT:-data/cifar10-jpeg}
