@@ -55,7 +55,7 @@ test-cluster: $(READY) ## Sweep and requeue on a SLURM of one node, which it sta
 	@$(BIN)/python -m pytest -q -m cluster $(ARGS)
 
 lint: $(READY) ## Check style and format
-	@$(BIN)/ruff check . && $(BIN)/ruff format --check .
+	@$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/lint-imports
 
 format: $(READY) ## Put the code into format
 	@$(BIN)/ruff check --fix . && $(BIN)/ruff format .

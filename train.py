@@ -3,15 +3,15 @@
 import hydra
 from omegaconf import DictConfig
 
-from resnet_lab.config import composition_errors, one_sentence_errors
+from resnet_lab.config.errors import composition_errors, one_sentence_errors
 
 
 @hydra.main(version_base="1.3", config_path="conf", config_name="train")
 def main(cfg: DictConfig) -> None:
     with one_sentence_errors():
-        from resnet_lab import experiment  # imports torch: only once the config is known to be good
+        from resnet_lab.run.training import train  # imports torch: the config is known to be good
 
-        experiment.train(cfg)
+        train(cfg)
 
 
 if __name__ == "__main__":

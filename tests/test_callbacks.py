@@ -19,7 +19,6 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from resnet_lab import checkpoint_io, experiment
 from resnet_lab.callbacks import confusion_matrix, picture, sample_grid, wrong_images
 from resnet_lab.callbacks.confusion_matrix import ConfusionMatrix
 from resnet_lab.callbacks.ema import EMA
@@ -28,6 +27,7 @@ from resnet_lab.callbacks.grad_norm import draw as draw_gradients
 from resnet_lab.models.resnet import cifar_resnet
 from resnet_lab.report.runs import gradients
 from resnet_lab.report.write import report
+from resnet_lab.run import build, checkpoint_io, training
 
 ROOT = Path(__file__).resolve().parents[1]
 QUICK = (
@@ -68,13 +68,13 @@ def shown(tmp_path_factory: pytest.TempPathFactory, shared_cache: Path) -> Shown
                 return picture.grid(images, captions, *args)
 
             patch.setattr(module, "grid", watched)
-        return Shown(run_dir, experiment.train(cfg), grids)
+        return Shown(run_dir, training.train(cfg), grids)
 
 
 @pytest.fixture
 def by_hand(shown: Shown, config: Any) -> tuple[Tensor, Tensor, Tensor]:
     """Test images as the net gets them, labels, and the logits of the best checkpoint."""
-    parts = experiment.build(config(*QUICK))
+    parts = build.build(config(*QUICK))
     best = checkpoint_io.load(shown.run_dir / "checkpoints" / "best.ckpt")
     parts.classifier.load_state_dict(best["state_dict"])
     data = parts.datamodule
@@ -148,7 +148,7 @@ def test_a_confusion_matrix_can_be_read_at_any_size(n):
 
 def test_the_sample_grid_is_the_first_batch_augmented(shown, config):
     images, captions = shown.grids["sample_grid"]
-    data = experiment.build(config(*QUICK)).datamodule
+    data = build.build(config(*QUICK)).datamodule
     batch, labels = data.on_after_batch_transfer(next(iter(data.train_dataloader())))
     assert torch.equal(images, batch[:32])
     assert captions == [str(label) for label in labels[:32].tolist()]
@@ -182,7 +182,7 @@ def test_no_mistake_no_picture(config, monkeypatch):
 
     monkeypatch.setattr("resnet_lab.classifier.Classifier.test_step", right)
     cfg = config(*QUICK, "callbacks=[confusion_matrix,wrong_images]", "trainer.max_epochs=1")
-    result = experiment.train(cfg)
+    result = training.train(cfg)
     assert not Path(cfg.run_dir, "wrong_images.png").exists()
     assert set(result["test/acc_per_class"].values()) == {1.0}
 
@@ -199,7 +199,7 @@ def test_gradient_norms_before_training_are_those_of_the_first_batch(config, bat
         "trainer.gradient_clip_val=1e-3",
         f"trainer.accumulate_grad_batches={batches}",
     )
-    parts = experiment.build(cfg)
+    parts = build.build(cfg)
     data, net = parts.datamodule, parts.net.train()
     loader = iter(data.train_dataloader())
     for _ in range(batches):  # the optimizer gets the mean over accumulated batches, not clipped
@@ -208,7 +208,7 @@ def test_gradient_norms_before_training_are_those_of_the_first_batch(config, bat
         (F.cross_entropy(net(images), labels) / batches).backward()
     expected = [net.stem, *(block for stage in net.stages for block in stage), net.head]
 
-    experiment.train(cfg)
+    training.train(cfg)
     rows = table(Path(cfg.run_dir, "grad_norm.csv"))
     assert [row["epoch"] for row in rows] == ["0"] * 5 + ["1"] * 5
     assert [row["block"] for row in rows[:5]] == [
@@ -233,7 +233,7 @@ def test_an_epoch_is_measured_at_evenly_spaced_steps(config):
         "data.train_size=640",
         "trainer.max_epochs=1",
     )
-    parts = experiment.build(cfg)
+    parts = build.build(cfg)
     seen = []
 
     class Watch(Callback):
@@ -285,7 +285,7 @@ def test_frozen_blocks_have_no_gradient_and_overflown_steps_do_not_count(tmp_pat
 def test_report_shows_gradients_of_plain_beside_residual(config, tmp_path):
     for shortcut in ("A", "none"):
         folder = tmp_path / "runs" / shortcut
-        experiment.train(
+        training.train(
             config(
                 *QUICK,
                 "callbacks=[default,grad_norm]",
@@ -349,7 +349,7 @@ def test_ema_is_its_recurrence_and_is_what_is_validated_saved_and_tested(config)
         "trainer.accumulate_grad_batches=2",
         "data.val_size=64",
     )
-    parts = experiment.build(cfg)
+    parts = build.build(cfg)
     watch = Watch()
     parts.trainer.callbacks.append(watch)
     Path(cfg.run_dir).mkdir()
@@ -394,7 +394,7 @@ def test_a_resumed_run_is_the_one_that_never_stopped(config, tmp_path):
         "optimizer.lr=1e-9",
         "callbacks.early_stopping.patience=3",
     )
-    one = experiment.train(config(*chosen, f"run_dir={tmp_path}/whole"))
+    one = training.train(config(*chosen, f"run_dir={tmp_path}/whole"))
     assert one["epochs"] < 6
     assert one["status"] == "finished"
     assert len(table(tmp_path / "whole" / "metrics.csv")) == one["epochs"]
@@ -410,9 +410,9 @@ def test_a_resumed_run_is_the_one_that_never_stopped(config, tmp_path):
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("resnet_lab.callbacks.epoch_log.EpochLog.on_train_batch_end", stop)
         with pytest.raises(Stop):
-            experiment.train(cfg)
+            training.train(cfg)
     cfg.resume = cfg.run_dir
-    two = experiment.train(cfg)
+    two = training.train(cfg)
     for key in ("epochs", "steps", "best_epoch", "val/acc", "test/loss", "test/acc_per_class"):
         assert one[key] == two[key], key
     whole, stopped = tmp_path / "whole", tmp_path / "stopped"
@@ -425,7 +425,7 @@ def test_a_resumed_run_is_the_one_that_never_stopped(config, tmp_path):
 
 def test_early_stopping_needs_validation(config):
     with pytest.raises(ValueError, match=r"data\.val_size"):
-        experiment.build(config(*QUICK, "callbacks=[default,early_stopping]", "data.val_size=0"))
+        build.build(config(*QUICK, "callbacks=[default,early_stopping]", "data.val_size=0"))
 
 
 # ------------------------------------------------------------------ in any run
@@ -437,7 +437,7 @@ def test_a_picture_that_fails_costs_no_result(config, monkeypatch, caplog):
 
     monkeypatch.setattr(picture, "_render", broken)
     cfg = config(*QUICK, "callbacks=[default,pictures]", "trainer.max_epochs=1")
-    result = experiment.train(cfg)
+    result = training.train(cfg)
     assert result["status"] == "finished"
     for name in PICTURES:
         assert f"{name}.png could not be drawn (RuntimeError: no fonts)" in caplog.messages
@@ -447,7 +447,7 @@ def test_a_picture_that_fails_costs_no_result(config, monkeypatch, caplog):
 def test_a_trial_of_one_batch_takes_all_callbacks(config):
     everything = "callbacks=[default,pictures,ema,early_stopping]"
     cfg = config(*QUICK, everything, "trainer.fast_dev_run=true")
-    assert experiment.train(cfg)["status"] == "fast_dev_run"
+    assert training.train(cfg)["status"] == "fast_dev_run"
     assert Path(cfg.run_dir, "samples.png").exists()
 
 

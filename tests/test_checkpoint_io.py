@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from resnet_lab import checkpoint_io
+from resnet_lab.run import checkpoint_io
 
 IO = checkpoint_io.DurableCheckpointIO()
 

@@ -7,9 +7,9 @@ import pytest
 import torch
 from lightning.pytorch import Trainer
 
-from resnet_lab import checkpoint_io, experiment
 from resnet_lab.callbacks import compile_net
 from resnet_lab.callbacks.compile_net import CompileNet, decide
+from resnet_lab.run import build, checkpoint_io, training
 
 SMALL = (
     "model=cifar_resnet",
@@ -43,7 +43,7 @@ def test_a_compiled_run_trains_as_the_other_and_its_checkpoint_has_clean_names(c
     results, weights = [], []
     for wish in ("true", "false"):
         cfg = config(*SMALL, f"compile={wish}", f"run_dir={tmp_path}/{wish}")
-        results.append(experiment.train(cfg))
+        results.append(training.train(cfg))
         weights.append(checkpoint_io.load(Path(cfg.run_dir, "checkpoints/last.ckpt"))["state_dict"])
     assert [r["compiled"] for r in results] == [True, False]
     assert weights[0].keys() == weights[1].keys()
@@ -61,14 +61,14 @@ def test_a_failing_compiler_costs_one_warning(config, monkeypatch, caplog, where
     else:
         monkeypatch.setattr(compile_net, "_run_zeros", fail)
     with caplog.at_level(logging.WARNING, logger="resnet_lab"):
-        result = experiment.train(config(*SMALL, "compile=true"))
+        result = training.train(config(*SMALL, "compile=true"))
     assert result["status"] == "finished"
     assert result["compiled"] is False
     assert [m for m in caplog.messages if "no such target" in m] == caplog.messages
 
 
 def test_the_trial_leaves_no_trace(config):
-    parts = experiment.build(config(*SMALL))
+    parts = build.build(config(*SMALL))
     before = {key: value.clone() for key, value in parts.net.state_dict().items()}
     random = torch.get_rng_state()
 
@@ -91,5 +91,5 @@ def test_the_trial_leaves_no_trace(config):
         enable_progress_bar=False,
         enable_model_summary=False,
     )
-    with experiment.known_warnings():
+    with training.known_warnings():
         trainer.fit(parts.classifier, datamodule=parts.datamodule)

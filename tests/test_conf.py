@@ -14,10 +14,10 @@ from lightning.pytorch.loggers import Logger
 from omegaconf import OmegaConf
 from torch import nn
 
-from resnet_lab import experiment
-from resnet_lab.config import check
+from resnet_lab.config.check import check
 from resnet_lab.data.plan import TrainPlan, split_validation
 from resnet_lab.report import runs
+from resnet_lab.run import build, record, training
 
 CONF = Path(__file__).resolve().parents[1] / "conf"
 EXTRAS = {"wandb": "wandb", "mlflow": "mlflow"}
@@ -96,7 +96,7 @@ def test_experiment(config, name):
     check(cfg)
     if "weights" in cfg.model:
         cfg.model.weights = None  # nothing is downloaded here
-    parts = experiment.build(cfg)
+    parts = build.build(cfg)
     assert parts.complexity.params > 0
     assert parts.datamodule.n_test == 359
 
@@ -179,7 +179,7 @@ def test_a_run_limited_by_steps_stops_at_them_in_mid_epoch(config, tmp_path):
         *("model.width=0.25", "trainer.accelerator=cpu", "trainer.precision=32"),
         *("scheduler.milestones=[8,14]", "scheduler.warmup=3", "trainer.max_steps=16"),
     )
-    result = experiment.train(cfg)  # 1,294 images: ten steps an epoch
+    result = training.train(cfg)  # 1,294 images: ten steps an epoch
     assert (result["status"], result["steps"]) == ("finished", 16)
     rows, _ = runs.epochs(tmp_path / "run")
     assert [(row["step"], row["lr"]) for row in rows.values()] == [
@@ -206,9 +206,9 @@ def test_a_run_limited_by_steps_stops_at_them_in_mid_epoch(config, tmp_path):
     ],
 )
 def test_the_log_says_where_batchnorm_sees_few_images(config, caplog, tmp_path, overrides, noisy):
-    parts = experiment.build(config("trainer.accelerator=cpu", *overrides))
+    parts = build.build(config("trainer.accelerator=cpu", *overrides))
     with caplog.at_level(logging.INFO):
-        experiment._begin(parts, tmp_path / "run", experiment._describe(parts))
+        record._begin(parts, tmp_path / "run", record._describe(parts))
     said = [r.getMessage() for r in caplog.records if "BatchNorm" in r.getMessage()]
     assert len(said) == noisy
     if noisy:
@@ -218,5 +218,5 @@ def test_the_log_says_where_batchnorm_sees_few_images(config, caplog, tmp_path, 
 
 def test_a_frozen_batchnorm_is_not_noisy(config):
     net = instantiate(config("model=resnet20").model)
-    assert experiment.trains_batchnorm(net)
-    assert not experiment.trains_batchnorm(net.requires_grad_(False))
+    assert record.trains_batchnorm(net)
+    assert not record.trains_batchnorm(net.requires_grad_(False))

@@ -8,8 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from resnet_lab import config as config_room
-from resnet_lab.config import check, claim
+from resnet_lab.config import errors as config_room
+from resnet_lab.config.check import check
+from resnet_lab.run.claim import claim
 
 ROOT = Path(__file__).resolve().parents[1]
 

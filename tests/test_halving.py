@@ -15,9 +15,9 @@ import pytest
 import torch
 from omegaconf import DictConfig, OmegaConf
 
-from resnet_lab import checkpoint_io, experiment
 from resnet_lab.report.write import report
-from resnet_lab.stop import Paused
+from resnet_lab.run import checkpoint_io, training
+from resnet_lab.run.stop import Paused
 from resnet_lab.sweep import grid, halving, ledger, plan
 from resnet_lab.sweep.grid import Job
 from resnet_lab.sweep.halving import Halving, kept, ranking, rungs
@@ -371,14 +371,14 @@ def same(one: Any, two: Any) -> bool:
 
 def test_a_run_that_pauses_at_its_rungs_ends_as_it_would_have(config, tmp_path):
     wishes = (*TINY, "trainer.max_epochs=4", "callbacks=[default,ema]")
-    experiment.train(config(*wishes, f"run_dir={tmp_path}/whole"))
+    training.train(config(*wishes, f"run_dir={tmp_path}/whole"))
     halved = tmp_path / "halved"
     halved.mkdir()
     cfg = config(*wishes, f"run_dir={halved}")
     for rung in (1, 2):
         (halved / "sweep_job.json").write_text(json.dumps({"rung": rung}))
         with pytest.raises(Paused) as end:
-            experiment.train(cfg)
+            training.train(cfg)
         assert end.value.code == 0
         result = json.loads((halved / "result.json").read_text())
         assert (result["status"], result["epochs"], result["steps"]) == ("paused", rung, 4 * rung)
@@ -386,7 +386,7 @@ def test_a_run_that_pauses_at_its_rungs_ends_as_it_would_have(config, tmp_path):
         cfg = OmegaConf.load(halved / "config.yaml")
         cfg.resume = str(halved)
     # By hand it goes on to the end: it is past its rung.
-    experiment.train(cfg)
+    training.train(cfg)
     assert same(outcome(halved), outcome(tmp_path / "whole"))
 
 

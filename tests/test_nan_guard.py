@@ -7,8 +7,9 @@ import torch
 from lightning.pytorch import LightningModule, Trainer
 from torch import Tensor, nn
 
-from resnet_lab import checkpoint_io, experiment
 from resnet_lab.callbacks.nan_guard import MOST_SKIPPED, NanGuard
+from resnet_lab.classifier import Classifier
+from resnet_lab.run import checkpoint_io, training
 
 QUICK = (
     "model=cifar_resnet",
@@ -30,7 +31,7 @@ def finite(path: Path) -> bool:
 @pytest.mark.parametrize("bad", [float("nan"), float("inf")])
 def test_a_bad_step_is_not_taken(config, monkeypatch, what, bad):
     """In the second epoch, so that there is a best checkpoint to be spoilt."""
-    step = experiment.Classifier.training_step
+    step = Classifier.training_step
 
     def training_step(self, batch, batch_idx):
         loss = step(self, batch, batch_idx)
@@ -40,12 +41,12 @@ def test_a_bad_step_is_not_taken(config, monkeypatch, what, bad):
             next(self.net.parameters()).register_hook(lambda gradient: gradient * bad)
         return loss
 
-    monkeypatch.setattr(experiment.Classifier, "training_step", training_step)
+    monkeypatch.setattr(Classifier, "training_step", training_step)
     cfg = config(*QUICK)
     with pytest.raises(
         ValueError, match=rf"the {what} is nan or infinite at step 7, .*optimizer.lr"
     ):
-        experiment.train(cfg)
+        training.train(cfg)
     folder = Path(cfg.run_dir, "checkpoints")
     assert {path.name for path in folder.iterdir()} == {"best.ckpt", "last.ckpt", "previous.ckpt"}
     assert all(finite(path) for path in folder.iterdir())
@@ -54,7 +55,7 @@ def test_a_bad_step_is_not_taken(config, monkeypatch, what, bad):
 
 def test_a_learning_rate_that_explodes_is_named(config):
     with pytest.raises(ValueError, match=r"learning rate 1e\+0?6"):
-        experiment.train(config(*QUICK, "optimizer.lr=1000000.0", "scheduler=constant"))
+        training.train(config(*QUICK, "optimizer.lr=1000000.0", "scheduler=constant"))
 
 
 class Overflowing(LightningModule):
@@ -134,20 +135,20 @@ def test_out_of_memory_gets_advice(config, monkeypatch):
     def training_step(*_):
         torch.empty(2**60)
 
-    monkeypatch.setattr(experiment.Classifier, "training_step", training_step)
+    monkeypatch.setattr(Classifier, "training_step", training_step)
     with pytest.raises(ValueError, match=r"out of memory .*data\.batch_size is 32; try half"):
-        experiment.train(config(*QUICK))
+        training.train(config(*QUICK))
 
 
 def test_two_trainings_in_one_folder_are_refused(config, monkeypatch):
     cfg = config(*QUICK)
-    step = experiment.Classifier.training_step
+    step = Classifier.training_step
 
     def training_step(self, batch, batch_idx):
         with pytest.raises(ValueError, match="another process is training in it"):
-            experiment.train(cfg)
+            training.train(cfg)
         monkeypatch.undo()
         return step(self, batch, batch_idx)
 
-    monkeypatch.setattr(experiment.Classifier, "training_step", training_step)
-    assert experiment.train(cfg)["status"] == "finished"
+    monkeypatch.setattr(Classifier, "training_step", training_step)
+    assert training.train(cfg)["status"] == "finished"

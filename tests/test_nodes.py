@@ -14,9 +14,9 @@ import pytest
 from hydra import compose, initialize_config_dir
 from omegaconf import DictConfig, OmegaConf
 
-from resnet_lab import checkpoint_io, ranks
-from resnet_lab.config import CheckAndClaim
-from resnet_lab.experiment import build
+from resnet_lab.run import checkpoint_io, distributed
+from resnet_lab.run.build import build
+from resnet_lab.run.claim import CheckAndClaim
 from resnet_lab.sharding import Sharded
 from resnet_lab.sweep import slurm
 from resnet_lab.sweep.grid import Job
@@ -127,7 +127,7 @@ def environment(monkeypatch):
 )
 def test_which_process_of_a_run_this_is(environment, variables, first, from_outside, count):
     environment(**variables)
-    told = (ranks.is_first(), ranks.from_outside(), ranks.count())
+    told = (distributed.is_first(), distributed.from_outside(), distributed.count())
     assert told == (first, from_outside, count)
 
 
@@ -194,7 +194,7 @@ def test_torchrun_without_a_store_needs_a_named_folder(environment):
 @pytest.mark.parametrize(("starter", "status"), [("TORCHELASTIC_RUN_ID", 0), ("NONE", 143)])
 def test_a_signal_that_comes_twice_by_way_of_a_starter_is_one(starter, status):
     program = (
-        "import signal, time; from resnet_lab.stop import Signals; signals = Signals();"
+        "import signal, time; from resnet_lab.run.stop import Signals; signals = Signals();"
         "signals.catch(); print('ready', flush=True); time.sleep(0.5); time.sleep(0.5);"
         "raise SystemExit(0 if signals.received == signal.SIGTERM else 1)"
     )

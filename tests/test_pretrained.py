@@ -16,11 +16,11 @@ from omegaconf import OmegaConf
 from torch import nn
 from torchvision import models
 
-from resnet_lab import checkpoint_io, experiment
 from resnet_lab.callbacks.unfreeze import Unfreeze
-from resnet_lab.config import check
+from resnet_lab.config.check import check
 from resnet_lab.models.pretrained import Pretrained, preprocessing, stages
 from resnet_lab.models.resnet import cifar_resnet
+from resnet_lab.run import build, checkpoint_io, training
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -48,7 +48,7 @@ def trunk_run(tmp_path_factory, shared_cache):
         cfg = compose(
             "train", [f"run_dir={folder}", f"data.cache_dir={shared_cache}", *QUICK, "seed=3"]
         )
-    experiment.train(cfg)
+    training.train(cfg)
     return folder
 
 
@@ -111,7 +111,7 @@ def test_freezing_more_than_there_is(freeze):
 
 def test_unknown_trunks_and_trunks_without_a_linear_layer(config):
     with pytest.raises(ValueError, match=r"resnet81: neither .* resnet1.* nor a run folder"):
-        experiment.build(config("model=pretrained", "model.trunk=resnet81"))
+        build.build(config("model=pretrained", "model.trunk=resnet81"))
     with pytest.raises(ValueError, match="no linear layer"), torch.device("meta"):
         Pretrained(trunk="squeezenet1_1", num_classes=10)
 
@@ -260,10 +260,10 @@ def test_images_come_as_the_weights_know_them_unless_told_otherwise(config):
     wanted = ("model=pretrained", "model.weights=null", *SHORT, "data.workers=0")
     size, mean, std = preprocessing("resnet18")
     assert (size, mean) == (224, [0.485, 0.456, 0.406])
-    cfg = experiment.build(config(*wanted)).cfg
+    cfg = build.build(config(*wanted)).cfg
     assert (cfg.data.image_size, cfg.data.mean, cfg.data.std) == (size, mean, std)
 
-    parts = experiment.build(
+    parts = build.build(
         config(*wanted, "data.image_size=80", "data.mean=[0,0,0]", "data.std=[1,1,1]")
     )
     assert (parts.cfg.data.image_size, parts.cfg.data.mean) == (80, [0, 0, 0])
@@ -283,7 +283,7 @@ def test_a_run_is_a_trunk_and_the_new_run_needs_it_no_more(config, trunk_run, tm
     )
     cfg = config(*overrides, f"run_dir={tmp_path}/new")
     check(cfg)
-    result = experiment.train(cfg)
+    result = training.train(cfg)
 
     weights = checkpoint_io.load(theirs / "checkpoints" / "best.ckpt")["state_dict"]
     last = checkpoint_io.load(tmp_path / "new" / "checkpoints" / "last.ckpt")
@@ -300,13 +300,13 @@ def test_a_run_is_a_trunk_and_the_new_run_needs_it_no_more(config, trunk_run, tm
 
     shutil.rmtree(theirs)
     now.resume = str(tmp_path / "new")
-    parts = experiment.build(now)
+    parts = build.build(now)
     parts.classifier.load_state_dict(trained)
     assert parts.complexity == (result["params"], result["macs"])
 
     # Its trunk is a trunk again.
     again = config("model=pretrained", f"model.trunk={tmp_path}/new", *SHORT)
-    trunk_again = experiment.build(again).net.trunk.state_dict()
+    trunk_again = build.build(again).net.trunk.state_dict()
     for name, tensor in trunk.items():
         assert torch.equal(tensor, trunk_again[name.removeprefix("net.trunk.")])
 
@@ -314,7 +314,7 @@ def test_a_run_is_a_trunk_and_the_new_run_needs_it_no_more(config, trunk_run, tm
 def test_a_random_trunk_is_the_same_net_with_other_weights(config, trunk_run):
     asked = ("model=pretrained", f"model.trunk={trunk_run}", *SHORT)
     trained, random = (
-        experiment.build(config(*asked, weights)).net
+        build.build(config(*asked, weights)).net
         for weights in ("model.weights=DEFAULT", "model.weights=null")
     )
     assert torch.equal(trained.head[0].weight, random.head[0].weight)
@@ -341,7 +341,7 @@ def test_trunks_that_cannot_be(config, tmp_path):
     images = {"image_size": 32, "mean": [0.5] * 3, "std": [0.2] * 3}
     OmegaConf.save({"model": model, "data": images}, tmp_path / "config.yaml")
     with pytest.raises(ValueError, match=r"is torch\.hub\.load, which is not among the things"):
-        experiment.build(config("model=pretrained", f"model.trunk={tmp_path}"))
+        build.build(config("model=pretrained", f"model.trunk={tmp_path}"))
 
 
 @pytest.mark.parametrize(
@@ -360,7 +360,7 @@ def test_values_that_cannot_be(config, override, sentence):
 
 @pytest.mark.parametrize("decay_all", [True, False])
 def test_the_trunk_learns_at_a_rate_of_its_own_all_along_the_schedule(config, trunk_run, decay_all):
-    parts = experiment.build(
+    parts = build.build(
         config(
             "model=pretrained",
             f"model.trunk={trunk_run}",
@@ -388,7 +388,7 @@ def test_the_trunk_learns_at_a_rate_of_its_own_all_along_the_schedule(config, tr
             assert spared == (set() if decay_all else small)
 
     parts.trainer.callbacks = [Watch()]
-    with experiment.known_warnings():
+    with training.known_warnings():
         parts.trainer.fit(parts.classifier, datamodule=parts.datamodule)
     heads, trunks = zip(*seen, strict=True)
     assert len(set(heads)) == 8  # each step another
@@ -429,16 +429,16 @@ def test_unfreezing_at_an_epoch_also_after_a_resume(config, trunk_run, tmp_path,
     hook = "resnet_lab.callbacks.live_bar.LiveBar.on_train_batch_end"
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(hook, watch)
-        experiment.train(config(*asked, f"run_dir={tmp_path}/whole"))
+        training.train(config(*asked, f"run_dir={tmp_path}/whole"))
     assert seen == [True] * 4 + [False] * 8
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(hook, stop)
         with pytest.raises(Stop):
-            experiment.train(config(*asked, f"run_dir={tmp_path}/stopped"))
+            training.train(config(*asked, f"run_dir={tmp_path}/stopped"))
     cfg = OmegaConf.load(tmp_path / "stopped" / "config.yaml")
     cfg.resume = str(tmp_path / "stopped")
-    experiment.train(cfg)
+    training.train(cfg)
 
     one, two = (
         checkpoint_io.load(tmp_path / name / "checkpoints" / "last.ckpt")["state_dict"]
@@ -450,7 +450,7 @@ def test_unfreezing_at_an_epoch_also_after_a_resume(config, trunk_run, tmp_path,
 
 def test_only_a_net_with_something_frozen_can_be_unfrozen(config):
     with pytest.raises(ValueError, match="use model=pretrained"):
-        experiment.train(config(*QUICK, *UNFREEZE))
+        training.train(config(*QUICK, *UNFREEZE))
     with pytest.raises(ValueError, match=r"use model\.freeze=none"):
         Unfreeze(after_epochs=0)
 
@@ -459,10 +459,10 @@ def test_two_devices_unfreeze_as_one(tmp_path, shared_cache, config):
     """DDP gathers the gradients of the trunk, too, once there are some."""
     overrides = ("model.norm=none", "model.zero_init_residual=true", "optimizer.lr=0.01")
     trunk = config(*QUICK, *overrides, f"run_dir={tmp_path}/trunk", "trainer.max_epochs=1")
-    experiment.train(trunk)
+    training.train(trunk)
     shared = ("model=pretrained", f"model.trunk={tmp_path}/trunk", *SHORT, *UNFREEZE)
     shared = (*shared, "optimizer.lr=0.01", f"data.cache_dir={shared_cache}")
-    one = experiment.train(config(*shared, f"run_dir={tmp_path}/one"))
+    one = training.train(config(*shared, f"run_dir={tmp_path}/one"))
     done = subprocess.run(
         [
             sys.executable,

@@ -14,11 +14,11 @@ import torch
 from omegaconf import DictConfig, OmegaConf
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from resnet_lab import checkpoint_io, experiment
 from resnet_lab.callbacks.epoch_log import EpochLog
 from resnet_lab.callbacks.last_checkpoint import LastCheckpoint
-from resnet_lab.resume import moved
-from resnet_lab.stop import Stopped
+from resnet_lab.config.compose import moved
+from resnet_lab.run import checkpoint_io, training
+from resnet_lab.run.stop import Stopped
 
 # Four epochs of four steps in a second.
 SMALL_NET = ("model=cifar_resnet", "model.depth=8", "model.width=0.25")
@@ -58,7 +58,7 @@ def run(cfg: DictConfig, stop: Callable[[Any], bool] | None = None, hook: str = 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(EpochLog, name, watched)
         try:
-            experiment.train(cfg)
+            training.train(cfg)
         except Stopped as end:
             return int(str(end.code))
     return 0
@@ -216,7 +216,7 @@ def test_a_killed_run_forgets_what_it_will_write_again(whole, config, tmp_path):
             "resnet_lab.callbacks.last_checkpoint.LastCheckpoint.on_train_epoch_end", kill
         )
         with pytest.raises(Killed):
-            experiment.train(cfg)
+            training.train(cfg)
     assert len((tmp_path / "killed" / "metrics.csv").read_text().splitlines()) == 1 + 3
     assert run(resumed(tmp_path / "killed")) == 0
     assert_same(expected, outcome(tmp_path / "killed"))
@@ -237,7 +237,7 @@ def test_a_checkpoint_of_others_is_no_place_to_go_on_from(config, tmp_path):
     last = tmp_path / "run" / "checkpoints" / "last.ckpt"
     torch.save({"state_dict": {}, "global_step": 2, "epoch": 0, "callbacks": {}}, last)
     with pytest.raises(ValueError, match="does not say where its run stands"):
-        experiment.train(resumed(tmp_path / "run"))
+        training.train(resumed(tmp_path / "run"))
 
 
 def test_a_moved_run_knows_its_best_epoch(whole, config, tmp_path):

@@ -9,8 +9,9 @@ from pathlib import Path
 import pytest
 from omegaconf import OmegaConf
 
-from resnet_lab import checkpoint_io, experiment
-from resnet_lab.config import composed, go_on
+from resnet_lab.config.compose import composed
+from resnet_lab.run import checkpoint_io, training
+from resnet_lab.run.resume import go_on
 
 ROOT = Path(__file__).resolve().parents[1]
 FIXED = ("scheduler=multistep", "scheduler.unit=epoch", "scheduler.milestones=[30,40]")
@@ -296,13 +297,13 @@ def test_a_longer_run_ends_as_one_that_was_planned_so(config, tmp_path, caplog):
     )
     for name, epochs in (("whole", 3), ("longer", 2)):
         cfg = config(*quick, f"trainer.max_epochs={epochs}", f"run_dir={tmp_path}/{name}")
-        experiment.train(cfg)
+        training.train(cfg)
     run_dir = tmp_path / "longer"
     cfg = resumed(run_dir, "trainer.max_epochs=3")
     del cfg["hydra"]
     caplog.clear()
     with caplog.at_level(logging.INFO):
-        result = experiment.train(cfg)
+        result = training.train(cfg)
     changed = [line for line in caplog.messages if line.startswith("changed")]
     assert changed == ["changed     trainer.max_epochs: 2 -> 3"]
     assert (result["status"], result["epochs"]) == ("finished", 3)

@@ -13,11 +13,11 @@ from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 from PIL import Image
 
-from resnet_lab import experiment
 from resnet_lab.cli import main
 from resnet_lab.commands import export as export_room
 from resnet_lab.commands import predict as predict_room
 from resnet_lab.data.decode import fit
+from resnet_lab.run import load, training
 
 CONF = Path(__file__).resolve().parents[1] / "conf"
 
@@ -41,14 +41,14 @@ def run_dir(tmp_path_factory, shared_cache):
                 ),
             ],
         )
-    experiment.train(cfg)
+    training.train(cfg)
     return folder
 
 
 @pytest.fixture(scope="module")
 def digits(run_dir):
     """The test images, uint8 [359, 32, 32, 3], and their labels."""
-    source = experiment.load_run(run_dir).datamodule.source
+    source = load.load_run(run_dir).datamodule.source
     return np.asarray(source.images("test", 32)), source.labels("test")
 
 
@@ -68,7 +68,7 @@ def folder(digits, tmp_path_factory):
 @pytest.fixture(scope="module")
 def probabilities(run_dir, digits):
     """Of the test images and of their mirror images, computed here: float32 [2, 359, 10]."""
-    run = experiment.load_run(run_dir)
+    run = load.load_run(run_dir)
     mean, std = (torch.tensor(run.cfg.data[name]).view(3, 1, 1) for name in ("mean", "std"))
     images = (torch.tensor(digits[0]).permute(0, 3, 1, 2) / 255 - mean) / std
     with torch.no_grad():
@@ -279,7 +279,7 @@ def test_predict_agrees_with_the_test_of_a_run_on_large_pictures(config, folder,
         *("model=cifar_resnet", "model.depth=8", "model.width=0.25", "trainer.max_epochs=2"),
         *("trainer.accelerator=cpu", "trainer.precision=32"),
     )
-    result = experiment.train(cfg)
+    result = training.train(cfg)
     capsys.readouterr()
     assert main(["predict", cfg.run_dir, f"{folder}/test", "--top-k=1"]) == 0
     rows = predicted(capsys.readouterr().out)
@@ -398,7 +398,7 @@ def test_a_folder_that_is_no_finished_run_is_named(copy, tmp_path, capsys):
     assert "this run is interrupted, not finished" in sentence
     best = copy / "checkpoints" / "best.ckpt"
     assert str(best) in sentence
-    assert experiment.load_run(copy, best).checkpoint == best
+    assert load.load_run(copy, best).checkpoint == best
     absent = copy / "absent.ckpt"
     assert "no such checkpoint" in refused(capsys, *asked, "--checkpoint", absent)
     shutil.rmtree(copy / "checkpoints")
@@ -411,7 +411,7 @@ def test_a_folder_that_is_no_finished_run_is_named(copy, tmp_path, capsys):
 
 def test_without_the_best_epoch_the_last_one_speaks(copy):
     (copy / "checkpoints" / "best.ckpt").unlink()
-    assert experiment.load_run(copy).checkpoint.name == "last.ckpt"
+    assert load.load_run(copy).checkpoint.name == "last.ckpt"
 
 
 def test_a_damaged_checkpoint_is_never_used(copy, capsys, tmp_path):
@@ -445,7 +445,7 @@ def test_weights_of_another_net_are_refused(copy, capsys, tmp_path):
         "subprocess.run",
         "torch.load",
         "torch.hub.load",
-        "resnet_lab.experiment.subprocess.run",
+        "resnet_lab.run.record.subprocess.run",
         "resnet_lab.data.sources.os.remove",
         "resnet_lab.data.sources.cached",  # defined elsewhere: only what a source is, is trusted
         "resnet_lab.callbacks.compile_net.shutil.rmtree",

@@ -14,10 +14,10 @@ from pathlib import Path
 import pytest
 from hydra.core.override_parser.overrides_parser import OverridesParser
 
-from resnet_lab import experiment
 from resnet_lab.report.runs import read
 from resnet_lab.report.search import Objective, importance
 from resnet_lab.report.write import report
+from resnet_lab.run import training
 from resnet_lab.sweep import search
 
 optuna = pytest.importorskip("optuna", reason="the extra [optuna] is not installed")
@@ -38,7 +38,7 @@ from pathlib import Path
 
 def sweep():
     import hydra
-    from resnet_lab.config import composition_errors
+    from resnet_lab.config.errors import composition_errors
     with composition_errors():
         hydra.main({str(ROOT / "conf")!r}, "train", "1.3")(lambda cfg: None)()
 
@@ -338,7 +338,7 @@ def test_a_hopeless_trial_is_pruned_after_a_validation(config, tmp_path, pruner,
     told |= {"pruner": pruner, "options": {}, "epochs": 3}
     (tmp_path / "run").mkdir()
     (tmp_path / "run" / "sweep_job.json").write_text(json.dumps({"trial": told}))
-    result = experiment.train(
+    result = training.train(
         config(
             *(*TINY, "trainer.max_epochs=2", "data.batch_size=256"),
             "+callbacks.prune._target_=resnet_lab.callbacks.prune.Prune",

@@ -13,9 +13,9 @@ from typing import Any
 import pytest
 import torch
 
-from resnet_lab import checkpoint_io, experiment
 from resnet_lab.callbacks.last_checkpoint import LastCheckpoint
 from resnet_lab.callbacks.nan_guard import NanGuard
+from resnet_lab.run import checkpoint_io, training
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -285,7 +285,7 @@ def test_what_it_costs(config, figure, monkeypatch):
     timed(NanGuard, "on_before_optimizer_step", "checks")
     timed(LastCheckpoint, "_ask", "checks")
     timed(LastCheckpoint, "_save", "saves")
-    result = experiment.train(config("model=resnet20", "compile=false", "trainer.max_epochs=3"))
+    result = training.train(config("model=resnet20", "compile=false", "trainer.max_epochs=3"))
     steps = result["steps"]
     share = sum(spent["checks"]) / result["train_seconds"]
     assert len(spent["checks"]) >= 3 * steps

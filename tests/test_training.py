@@ -15,8 +15,8 @@ from omegaconf import OmegaConf
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from tensorboard.plugins.hparams.plugin_data_pb2 import HParamsPluginData
 
-from resnet_lab import checkpoint_io, experiment
-from resnet_lab.config import go_on
+from resnet_lab.run import build, checkpoint_io, machine, training
+from resnet_lab.run.resume import go_on
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -42,7 +42,7 @@ def epochs(run_dir: Path) -> list[dict[str, str]]:
 def test_a_stopped_run_goes_on_and_ends_where_it_would_have(config, tmp_path):
     """Stopped in its second epoch; the resumed run is bit for bit the one that never stopped."""
     whole = config(*QUICK, "trainer.max_epochs=3", f"run_dir={tmp_path}/whole")
-    experiment.train(whole)
+    training.train(whole)
 
     class Stop(Exception):
         pass
@@ -56,7 +56,7 @@ def test_a_stopped_run_goes_on_and_ends_where_it_would_have(config, tmp_path):
         patch.setattr("resnet_lab.callbacks.epoch_log.EpochLog.on_train_batch_end", stop)
         patch.setattr("sys.argv", [str(Path.cwd() / "train.py"), "seed=0"])  # as in a sweep
         with pytest.raises(Stop):
-            experiment.train(cfg)
+            training.train(cfg)
     run_dir = tmp_path / "stopped"
     told = json.loads((run_dir / "result.json").read_text())
     assert (told["status"], told["command"]) == ("failed", "python train.py seed=0")
@@ -71,7 +71,7 @@ def test_a_stopped_run_goes_on_and_ends_where_it_would_have(config, tmp_path):
     assert resumed.hydra.overrides.task == ["seed=0"]
     assert resumed.hydra.runtime.choices == {"model": "resnet20"}
     del resumed["hydra"]
-    assert experiment.train(resumed)["command"] == "python train.py seed=0"
+    assert training.train(resumed)["command"] == "python train.py seed=0"
     one, two = (
         checkpoint_io.load(tmp_path / name / "checkpoints" / "last.ckpt")
         for name in ("whole", "stopped")
@@ -105,7 +105,7 @@ def test_a_job_of_a_sweep_shows_what_is_swept(config, finished):
     job.mkdir()
     swept = {"swept": {"model.shortcut": "A", "optimizer.lr": "0.1"}}
     (job / "sweep_job.json").write_text(json.dumps(swept))
-    experiment.train(cfg)
+    training.train(cfg)
     assert board_row(job) == {"model.shortcut": "A", "optimizer.lr": 0.1}
 
 
@@ -113,7 +113,7 @@ def test_a_job_of_a_sweep_shows_what_is_swept(config, finished):
 def finished(config):
     """A finished quick run: its folder and what `train` returned."""
     cfg = config(*QUICK)
-    result = experiment.train(cfg)
+    result = training.train(cfg)
     return Path(cfg.run_dir), result
 
 
@@ -156,7 +156,7 @@ def test_checkpoints_are_plain_data_with_clean_names(finished):
 
 def test_the_test_accuracy_is_that_of_the_best_checkpoint_on_every_test_image(finished, config):
     run_dir, result = finished
-    parts = experiment.build(config(*QUICK))
+    parts = build.build(config(*QUICK))
     weights = torch.load(run_dir / "checkpoints" / "best.ckpt", weights_only=True)["state_dict"]
     parts.classifier.load_state_dict(weights)
     net = parts.net.eval()
@@ -195,7 +195,7 @@ def test_training_twice_gives_the_same_weights(config, tmp_path):
     weights = []
     for name in ("one", "two"):
         cfg = config(*QUICK, f"run_dir={tmp_path}/{name}")
-        experiment.train(cfg)
+        training.train(cfg)
         weights.append(checkpoint_io.load(Path(cfg.run_dir, "checkpoints/last.ckpt"))["state_dict"])
     for key, value in weights[0].items():
         assert torch.equal(value, weights[1][key]), key
@@ -203,7 +203,7 @@ def test_training_twice_gives_the_same_weights(config, tmp_path):
 
 def test_without_validation_the_last_epoch_is_the_best(config):
     cfg = config(*QUICK, "data.val_size=0")
-    result = experiment.train(cfg)
+    result = training.train(cfg)
     assert result["n_val"] == 0
     assert result["best_epoch"] == 2
     assert "val/acc" not in result
@@ -221,7 +221,7 @@ def test_the_test_set_is_read_once_and_after_training(config, monkeypatch):
         return images(self, split, image_size)
 
     monkeypatch.setattr(Digits, "images", watched)
-    parts = experiment.build(config(*QUICK))
+    parts = build.build(config(*QUICK))
     parts.trainer.fit(parts.classifier, datamodule=parts.datamodule)
     assert "test" not in opened
     parts.trainer.test(parts.classifier, datamodule=parts.datamodule, verbose=False)
@@ -229,7 +229,7 @@ def test_the_test_set_is_read_once_and_after_training(config, monkeypatch):
 
 
 def test_decay_can_leave_norm_and_bias_alone(config):
-    parts = experiment.build(config(*QUICK, "classifier.decay_norm_and_bias=false"))
+    parts = build.build(config(*QUICK, "classifier.decay_norm_and_bias=false"))
     decayed, spared = parts.classifier.parameter_groups()
     assert all(p.ndim > 1 for p in decayed["params"])
     assert spared["weight_decay"] == 0
@@ -237,7 +237,7 @@ def test_decay_can_leave_norm_and_bias_alone(config):
 
 
 def test_one_batch_can_be_learned_by_heart(config):
-    result = experiment.train(
+    result = training.train(
         config("experiment=overfit_one_batch", "model.width=0.5", "trainer.accelerator=cpu")
     )
     assert result["steps"] >= 50
@@ -248,7 +248,7 @@ def test_one_batch_can_be_learned_by_heart(config):
 
 def test_fast_dev_run_leaves_no_checkpoint(config):
     cfg = config(*QUICK, "trainer.fast_dev_run=true")
-    result = experiment.train(cfg)
+    result = training.train(cfg)
     assert result["status"] == "fast_dev_run"
     assert not Path(cfg.run_dir, "checkpoints").exists()
 
@@ -261,7 +261,7 @@ def test_a_failed_run_says_so_in_its_result(config, monkeypatch):
 
     monkeypatch.setattr("resnet_lab.classifier.Classifier.training_step", broken)
     with pytest.raises(RuntimeError, match="on purpose"):
-        experiment.train(cfg)
+        training.train(cfg)
     result = json.loads(Path(cfg.run_dir, "result.json").read_text())
     assert result["status"] == "failed"
     assert "on purpose" in result["error"]
@@ -270,7 +270,7 @@ def test_a_failed_run_says_so_in_its_result(config, monkeypatch):
 @pytest.mark.parametrize("precision", ["32", "bf16-mixed"])
 @pytest.mark.parametrize("optimizer", ["sgd", "adam", "adamw"])
 def test_every_optimizer_trains_in_both_precisions(config, optimizer, precision):
-    result = experiment.train(
+    result = training.train(
         config(*QUICK, f"optimizer={optimizer}", f"trainer.precision={precision}")
     )
     assert result["precision"] == precision
@@ -278,7 +278,7 @@ def test_every_optimizer_trains_in_both_precisions(config, optimizer, precision)
 
 
 def test_accumulation_takes_a_step_every_so_many_batches(config):
-    result = experiment.train(config(*QUICK, "trainer.accumulate_grad_batches=2"))
+    result = training.train(config(*QUICK, "trainer.accumulate_grad_batches=2"))
     assert result["steps"] == 2 * (256 // 64 // 2)
 
 
@@ -286,12 +286,12 @@ def test_precision_auto_follows_the_hardware(monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     monkeypatch.setattr(torch.backends.mps, "is_available", lambda: False)
     for flags, expected in (({"avx2"}, "32"), ({"amx_bf16"}, "bf16-mixed")):
-        monkeypatch.setattr(experiment, "cpu_flags", lambda flags=flags: flags)
-        assert experiment.resolve_precision("auto", "auto") == expected
-    assert experiment.resolve_precision(32, "cpu") == "32"
+        monkeypatch.setattr(machine, "cpu_flags", lambda flags=flags: flags)
+        assert machine.resolve_precision("auto", "auto") == expected
+    assert machine.resolve_precision(32, "cpu") == "32"
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation: False)
-    assert experiment.resolve_precision("auto", "gpu") == "32"
+    assert machine.resolve_precision("auto", "gpu") == "32"
 
 
 def test_two_devices_train_as_one(tmp_path, shared_cache):
@@ -352,7 +352,7 @@ def test_a_mistake_that_only_the_data_shows_is_one_line(tmp_path, shared_cache):
 
 def test_the_log_has_a_line_an_epoch_and_no_bar(config, caplog):
     with caplog.at_level(logging.INFO, logger="resnet_lab"):
-        experiment.train(config(*QUICK))
+        training.train(config(*QUICK))
     lines = [m for m in caplog.messages if m.startswith("epoch ")]
     assert len(lines) == 2
     assert "epoch   1/2" in lines[0]

@@ -9,8 +9,9 @@ import pytest
 from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 
-from resnet_lab import experiment
-from resnet_lab.config import check, composed
+from resnet_lab.config.check import check
+from resnet_lab.config.compose import composed
+from resnet_lab.run import build, load
 from resnet_lab.sweep import ledger
 from resnet_lab.sweep.grid import Job
 from resnet_lab.trust import (
@@ -48,8 +49,8 @@ BY_NAME = [
     *("lightning.pytorch.core.module.LightningModule.load_from_checkpoint",),
     *("lightning.pytorch.Trainers", "torch.nnx.Linear", "torchvision.modelsx.a"),
     *("torchmetrics.text.BERTScore", "torchmetrics.multimodal.CLIPScore"),
-    *("resnet_lab.experiment.train", "resnet_lab.config.compose", "resnet_lab.cli.main"),
-    *("resnet_lab.data.cache.cached", "resnet_lab.checkpoint_io.load", "resnet_lab"),
+    *("resnet_lab.run.training.train", "resnet_lab.config.compose.composed", "resnet_lab.cli.main"),
+    *("resnet_lab.data.cache.cached", "resnet_lab.run.checkpoint_io.load", "resnet_lab"),
     *("resnet_lab.models._hidden.Net", "torch.nn.Module.__subclasses__", "torch.nn.__builtins__"),
     *("torchvision.models._api.load_state_dict_from_url", "torch.nn.modules.__loader__.load"),
     *(".os.system", "torch.nn..Linear", "torch.nn.Linear ", "torch.nn.", "", " os.system"),
@@ -64,7 +65,7 @@ BY_DEFINITION = [
     "lightning.pytorch.loggers.wandb.os.execv",
     "lightning.pytorch.profilers.profiler.os.system",
     "resnet_lab.bench.noise.Path",
-    "resnet_lab.bench.training.experiment.train",
+    "resnet_lab.bench.training.training.train",
     "resnet_lab.callbacks.compile_net.shutil.rmtree",
     "resnet_lab.callbacks.confusion_matrix.Path.unlink",
     "resnet_lab.classifier.Tally.update",
@@ -150,7 +151,7 @@ def test_an_interpolation_cannot_bring_a_target(config, written):
     cfg.hidden = "${oc.decode:${text}}"
     cfg.callbacks = {"evil": written}
     with pytest.raises(ValueError, match=r"os\.system is not among the things"):
-        experiment.build(cfg)
+        build.build(cfg)
     if written != "${hidden}":  # in a run folder not even asked
         with pytest.raises(ValueError, match="asks for something outside this config"):
             check_targets(OmegaConf.create({"a": written}), foreign=True)
@@ -164,7 +165,7 @@ def test_a_target_that_waits_for_the_data_is_seen_in_time(config):
     cfg.callbacks = {"late": "${oc.create:${oc.select:'when.k${data.num_classes}'}}"}
     check_definitions(cfg)
     with pytest.raises(ValueError, match=r"os\.system is not among the things"):
-        experiment.build(cfg)
+        build.build(cfg)
 
 
 GROUPS = ["model", "data", "optimizer", "scheduler", "callbacks", "logger", "trainer", "experiment"]
@@ -409,7 +410,7 @@ def test_no_value_of_the_environment_lands_in_a_file(tmp_path):
     given: list[str] = []
     for key in ("data.cache_dir", "secret"):
         with pytest.raises(ValueError, match=rf"give it on the command line: {key}=\.\.\."):
-            experiment.load_run(run_dir, overrides=given)
+            load.load_run(run_dir, overrides=given)
         given.append(f"{key}={tmp_path}")
-    run = experiment.load_run(run_dir, overrides=given)
+    run = load.load_run(run_dir, overrides=given)
     assert run.cfg.data.source.cache_dir == str(tmp_path)

@@ -50,7 +50,7 @@ HYDRAS_TARGETS = (
     "hydra_plugins.",
     "hydra._internal.core_plugins.",
     "hydra.experimental.callbacks.",
-    "resnet_lab.config.CheckAndClaim.",
+    "resnet_lab.run.claim.CheckAndClaim.",
 )
 LOGGING_CLASSES = (
     "colorlog.ColoredFormatter",

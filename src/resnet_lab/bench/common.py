@@ -20,11 +20,11 @@ from torch.utils.data import DataLoader, Dataset
 from torchmetrics.classification import MulticlassAccuracy
 from torchvision import transforms
 
-from resnet_lab import experiment
 from resnet_lab.bench.gate import Gate
 from resnet_lab.bench.noise import MEAN, STD
 from resnet_lab.bench.training import LONG, SKIP, Turns, ready_batches, run_config
 from resnet_lab.data.sources import Source
+from resnet_lab.run import build
 
 TRAIN_TRANSFORM = transforms.Compose(
     [
@@ -112,7 +112,7 @@ class CommonModule(LightningModule):
 def common(gate: Gate, work: Path, overrides: list[str], steps: int, workers: int = 2) -> None:
     """The common style from end to end."""
     cfg = run_config(work, "common", overrides)
-    parts = experiment.build(cfg)
+    parts = build.build(cfg)
     source, net = parts.datamodule.source, parts.net.to(memory_format=torch.contiguous_format)
     trainer = Trainer(
         accelerator="cpu",
@@ -147,7 +147,7 @@ def one_layer(
         logged: False leaves out figures, logger and checkpoints: the least a Trainer costs.
     """
     cfg = run_config(work, "one-layer", overrides, one_layer=True)
-    parts = experiment.build(cfg)
+    parts = build.build(cfg)
     batches = ready_batches(parts.datamodule)
     trainer = Trainer(
         accelerator="cpu",

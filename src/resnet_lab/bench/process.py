@@ -14,7 +14,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from resnet_lab.config import CONF
+from resnet_lab.config.compose import CONF
 
 TRAIN = CONF.parent / "train.py"
 NOISE = ("data=cifar10", "data.source._target_=resnet_lab.bench.noise.Noise")

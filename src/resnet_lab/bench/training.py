@@ -15,10 +15,11 @@ from omegaconf import DictConfig, OmegaConf
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from resnet_lab import experiment
 from resnet_lab.bench.gate import Gate, here
-from resnet_lab.config import CONF
+from resnet_lab.config.compose import CONF
 from resnet_lab.data.datamodule import ImageDataModule
+from resnet_lab.run import build, training
+from resnet_lab.run import machine as host
 
 SKIP = 8  # steps at the head of a segment off the clock: their batches may have been made before
 READY_BATCHES = 8
@@ -81,7 +82,7 @@ class BareLoop:
     """Forward, loss, backward and SGD over batches that lie ready: the limit of a machine."""
 
     def __init__(self, cfg: DictConfig, setting: Setting, device: str = "cpu") -> None:
-        parts = experiment.build(cfg)
+        parts = build.build(cfg)
         channels_last = setting.layout == "channels_last"
         layout = torch.channels_last if channels_last else torch.contiguous_format
         self.device = torch.device(device)
@@ -167,7 +168,7 @@ def ours(
     cfg.trainer.limit_train_batches = SKIP + steps
     cfg.trainer.limit_val_batches = 2  # off the clock
     cfg.callbacks.turns = {"_target_": "resnet_lab.bench.training.Turns"}
-    experiment.train(cfg)
+    training.train(cfg)
 
 
 class Turns(Callback):
@@ -239,8 +240,8 @@ def machine(gate: Gate) -> None:
     facts: Mapping[str, Any] = {
         "threads": torch.get_num_threads(),
         "instructions": torch.backends.cpu.get_cpu_capability(),
-        "device": experiment.device_name(torch.device("cpu")),
-        "precision": experiment.resolve_precision("auto", "cpu"),
+        "device": host.device_name(torch.device("cpu")),
+        "precision": host.resolve_precision("auto", "cpu"),
         "cuda": torch.cuda.is_available(),
     }
     gate.wait(**facts)

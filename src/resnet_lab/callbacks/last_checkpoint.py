@@ -13,9 +13,9 @@ from lightning.pytorch.callbacks import Checkpoint, Timer
 from lightning.pytorch.loops.evaluation_loop import RestartStage
 from torch import Tensor
 
-from resnet_lab import ranks
-from resnet_lab.resume import moved
-from resnet_lab.stop import STATUS, TIME_IS_OVER, Paused, Signals, Stopped
+from resnet_lab.config.compose import moved
+from resnet_lab.run import distributed
+from resnet_lab.run.stop import STATUS, TIME_IS_OVER, Paused, Signals, Stopped
 
 ASK_SECONDS = 0.5  # how often the processes of a run ask each other whether to stop
 GO_ON, SAVE, TIME, SIGNAL = range(4)  # a wish; from SIGNAL on: SIGNAL plus the signal's number
@@ -158,7 +158,7 @@ class LastCheckpoint(Checkpoint):
         else:
             number = signal.Signals(self._wish - SIGNAL)
             reason, status = f"stopped by {number.name}", STATUS[number]
-        if not ranks.by_torchrun() and not trainer.is_global_zero:
+        if not distributed.by_torchrun() and not trainer.is_global_zero:
             # Lightning and srun kill the first process, which writes how the run has ended, as soon
             # as another one fails; torchrun lets it finish, but waits for those that succeed.
             status = 0

@@ -15,9 +15,11 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from resnet_lab.classifier import Batch, Tally
-from resnet_lab.config import claim
 from resnet_lab.data.datamodule import ImageDataModule
-from resnet_lab.experiment import known_warnings, load_run, write_json
+from resnet_lab.run.claim import claim
+from resnet_lab.run.folder import write_json
+from resnet_lab.run.load import load_run
+from resnet_lab.run.training import known_warnings
 from resnet_lab.screen import console
 
 TOP = 5

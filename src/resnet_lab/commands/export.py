@@ -15,7 +15,8 @@ from torch.export import Dim, ExportedProgram
 
 from resnet_lab.data.augment import normalise, scale_and_shift
 from resnet_lab.data.decode import evaluation_zoom
-from resnet_lab.experiment import Finished, load_run, write_json
+from resnet_lab.run.folder import write_json
+from resnet_lab.run.load import Finished, load_run
 from resnet_lab.screen import console
 
 SUFFIX = {"onnx": ".onnx", "torch_export": ".pt2"}

@@ -14,7 +14,9 @@ from typing import Any
 import numpy as np
 from omegaconf import DictConfig, open_dict
 
-from resnet_lab.config import check, claim, composed
+from resnet_lab.config.check import check
+from resnet_lab.config.compose import composed
+from resnet_lab.run.claim import claim
 from resnet_lab.screen import console
 from resnet_lab.style import GRID, MUTED, PALETTE
 
@@ -110,11 +112,11 @@ def _measure(cfg: DictConfig, low: float, high: float, steps: int) -> Curve:
             enable_progress_bar=False,
         )
 
-    from resnet_lab import experiment  # imports torch: only once the config is known to be good
     from resnet_lab.callbacks.range_test import RangeTest
+    from resnet_lab.run import build, training
 
-    with experiment.known_warnings():
-        parts = experiment.build(cfg)
+    with training.known_warnings():
+        parts = build.build(cfg)
         parts.trainer.fit(parts.classifier, datamodule=parts.datamodule)
     callbacks: list[Any] = parts.trainer.callbacks  # type: ignore[attr-defined]
     (test,) = (callback for callback in callbacks if isinstance(callback, RangeTest))

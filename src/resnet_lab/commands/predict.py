@@ -22,7 +22,7 @@ from resnet_lab.data.augment import normalise, scale_and_shift
 from resnet_lab.data.cache import progress
 from resnet_lab.data.decode import EXTENSIONS, evaluation_zoom, fit, open_image, reason, to_rgb
 from resnet_lab.data.sources import evenly_spaced
-from resnet_lab.experiment import Finished, load_run
+from resnet_lab.run.load import Finished, load_run
 
 BATCH = 64
 MOST_IN_GRID = 48

@@ -13,7 +13,8 @@ import numpy as np
 from rich import box
 from rich.table import Table
 
-from resnet_lab.config import check, composed
+from resnet_lab.config.check import check
+from resnet_lab.config.compose import composed
 from resnet_lab.data.cache import in_threads
 from resnet_lab.data.decode import open_image, reason, to_rgb
 from resnet_lab.data.sources import ImageFolder, Source, digest
@@ -59,15 +60,15 @@ def stats(overrides: Sequence[str]) -> Path:
     cfg, choices = composed(overrides)
     check(cfg)
 
-    from resnet_lab import experiment  # imports torch: only once the config is known to be good
+    from resnet_lab.run import build, folder
 
-    source = experiment.source(cfg)
+    source = build.source(cfg)
     result = {"data": choices["data"], "root": cfg.data.get("root"), **examine(source)}
     key = digest(*(source.fingerprint(split) for split in source.splits))
     path = Path(cfg.data.cache_dir, f"stats-{choices['data']}-{key}.json")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        experiment.write_json(path, result)
+        folder.write_json(path, result)
     except OSError as error:
         raise ValueError(
             f"cannot write {path} ({error.strerror}); set data.cache_dir to a writable folder."

@@ -9,7 +9,8 @@ from omegaconf import DictConfig, OmegaConf
 from rich import box
 from rich.table import Table
 
-from resnet_lab.config import PRETRAINED, composed
+from resnet_lab.config.check import PRETRAINED
+from resnet_lab.config.compose import composed
 from resnet_lab.models import family
 from resnet_lab.screen import console
 from resnet_lab.sweep.grid import swept_keys
@@ -79,14 +80,14 @@ def measure(
         _check(cfg, choices)
         configs.append((_label(job, keys, choices["model"]), cfg))
 
-    from resnet_lab import experiment  # imports torch: only once the configs are known to be good
     from resnet_lab.models.complexity import breakdown
+    from resnet_lab.run import build
 
     nets = []
     for label, cfg in configs:
-        experiment.follow_trunk(cfg)  # it may be a run's net, and say how large images are
+        build.follow_trunk(cfg)  # it may be a run's net, and say how large images are
         side, channels = cfg.data.image_size, cfg.model.get("in_channels") or 3
-        sections = breakdown(experiment.outline(cfg), side, channels)
+        sections = breakdown(build.outline(cfg), side, channels)
         nets.append(Net(label, (channels, side, side), sections))
     return nets
 

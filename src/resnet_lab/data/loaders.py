@@ -14,7 +14,7 @@ from torch.utils.data import DataLoader, Dataset, get_worker_info
 from resnet_lab.data.decode import evaluation_zoom, fit, random_resized_crop
 from resnet_lab.data.plan import AREA, FLIP, LEFT, RATIO, TOP, EvalPlan, TrainPlan
 from resnet_lab.data.sources import Source
-from resnet_lab.stop import spare_worker
+from resnet_lab.run.stop import spare_worker
 
 
 class Rows(NamedTuple):

@@ -12,8 +12,9 @@ from hydra.core.config_loader import ConfigLoader
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import DictConfig, OmegaConf
 
-from resnet_lab.config import check, sentence
-from resnet_lab.resume import ABSENT, flat, within
+from resnet_lab.config.check import check
+from resnet_lab.config.compose import ABSENT, flat, within
+from resnet_lab.config.errors import sentence
 
 # What says where and how jobs run, not what they compute.
 NOT_IDENTITY = ("hydra", "sweep", "run_dir", "resume", "trust")

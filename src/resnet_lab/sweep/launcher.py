@@ -12,7 +12,8 @@ from hydra.core.config_loader import ConfigLoader
 from hydra.core.utils import JobReturn, JobStatus
 from omegaconf import DictConfig, OmegaConf
 
-from resnet_lab.config import one_sentence_errors, typed
+from resnet_lab.config.compose import typed
+from resnet_lab.config.errors import one_sentence_errors
 from resnet_lab.screen import console
 from resnet_lab.sweep import grid, halving, ledger, show
 from resnet_lab.sweep.grid import Job

@@ -21,9 +21,9 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import IO, Any
 
-from resnet_lab.resume import key_of
+from resnet_lab.config.compose import key_of
+from resnet_lab.run.stop import STATUS, TIME_IS_OVER
 from resnet_lab.screen import console
-from resnet_lab.stop import STATUS, TIME_IS_OVER
 from resnet_lab.sweep.grid import ROOT_GROUP, Job, differences
 
 try:

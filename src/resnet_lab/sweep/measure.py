@@ -18,8 +18,8 @@ import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from omegaconf import DictConfig, OmegaConf
 
-from resnet_lab import experiment
-from resnet_lab.config import one_sentence_errors
+from resnet_lab.config.errors import one_sentence_errors
+from resnet_lab.run import build, training
 
 TIMED_STEPS = 2
 
@@ -66,7 +66,7 @@ def _describe(cfg: DictConfig) -> dict[str, Any]:
     cfg = cfg.copy()
     devices = cfg.trainer.devices if isinstance(cfg.trainer.devices, int) else 1
     cfg.trainer.devices = 1
-    parts = experiment.build(cfg)
+    parts = build.build(cfg)
     data, trainer = parts.datamodule, parts.trainer
     epochs = trainer.max_epochs or 1
     steps = epochs * data.train_batches
@@ -88,8 +88,8 @@ def _time_step(cfg: DictConfig, batch: int) -> float:
     cfg.trainer.max_steps = 1 + TIMED_STEPS
     cfg.trainer.limit_val_batches = 0
     cfg.trainer.enable_progress_bar = False
-    with experiment.known_warnings():
-        parts = experiment.build(cfg)
+    with training.known_warnings():
+        parts = build.build(cfg)
         clock = Clock()
         parts.trainer.callbacks.append(clock)  # type: ignore[attr-defined]
         parts.trainer.fit(parts.classifier, datamodule=parts.datamodule)

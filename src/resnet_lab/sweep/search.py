@@ -20,7 +20,7 @@ from hydra.core.override_parser.types import IntervalSweep, Override, RangeSweep
 from omegaconf import DictConfig, OmegaConf
 
 from resnet_lab import study as ours
-from resnet_lab.config import one_sentence_errors, sentence
+from resnet_lab.config.errors import one_sentence_errors, sentence
 from resnet_lab.screen import console
 from resnet_lab.sweep import grid, ledger, show
 from resnet_lab.sweep.grid import Job

@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from types import FrameType
 from typing import Any
 
-from resnet_lab import ranks
+from resnet_lab.run import distributed
 
 # The usual notices, and the exit status that says so. SIGUSR1 announces a preemption.
 STATUS = {signal.SIGTERM: 143, signal.SIGINT: 130, signal.SIGUSR1: 143, signal.SIGHUP: 129}
@@ -85,7 +85,7 @@ class Signals:
             for number in filter(STATUS.__contains__, numbers):
                 if first is None:
                     first = time.monotonic()
-                elif not ranks.from_outside() or time.monotonic() > first + ECHO_SECONDS:
+                elif not distributed.from_outside() or time.monotonic() > first + ECHO_SECONDS:
                     os._exit(STATUS[signal.Signals(number)])
         os.close(pipe)
 
