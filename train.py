@@ -3,7 +3,7 @@
 import hydra
 from omegaconf import DictConfig
 
-from resnet_lab.config.errors import composition_errors, one_sentence_errors
+from resnet_lab.config.messages import composition_errors, one_sentence_errors
 
 
 @hydra.main(version_base="1.3", config_path="conf", config_name="train")

@@ -8,7 +8,7 @@ from pathlib import Path
 import hydra
 import pytest
 
-from resnet_lab.config.errors import composition_errors
+from resnet_lab.config.messages import composition_errors
 from resnet_lab.sweep import launcher
 from resnet_lab.sweep.grid import Job
 

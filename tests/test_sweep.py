@@ -30,7 +30,7 @@ from pathlib import Path
 
 def sweep():
     import hydra
-    from resnet_lab.config.errors import composition_errors
+    from resnet_lab.config.messages import composition_errors
     with composition_errors():
         hydra.main({str(ROOT / "conf")!r}, "train", "1.3")(lambda cfg: None)()
 

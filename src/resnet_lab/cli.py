@@ -190,7 +190,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         parser.error(f"unrecognized arguments: {' '.join(rest)}")
     if rest:  # argparse takes overrides only in one place, people type them anywhere
         options.overrides += rest
-    from resnet_lab.config.errors import one_sentence_errors
+    from resnet_lab.config.messages import one_sentence_errors
 
     try:
         with one_sentence_errors():

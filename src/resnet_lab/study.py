@@ -5,6 +5,8 @@ import warnings
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+from resnet_lab.config.errors import UserError
+
 SAMPLERS = {
     "tpe": "TPESampler",
     "random": "RandomSampler",
@@ -37,7 +39,7 @@ def _made(module: Any, name: str, kind: str, options: dict[str, Any]) -> Any:
             return getattr(module, name)(**options)
     except (TypeError, ValueError, ImportError) as error:
         reason = " ".join(str(error).split())
-        raise ValueError(f"hydra.sweeper.{kind}: {reason}; see optuna's {name}.") from error
+        raise UserError(f"hydra.sweeper.{kind}: {reason}; see optuna's {name}.") from error
 
 
 @contextlib.contextmanager

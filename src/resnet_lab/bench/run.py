@@ -18,6 +18,7 @@ from typing import Any
 from resnet_lab.bench import process, show
 from resnet_lab.bench.gate import Entry, Failed, ask, race
 from resnet_lab.bench.noise import photographs
+from resnet_lab.config.errors import UserError
 from resnet_lab.screen import console, duration
 
 LETTERS = {
@@ -222,13 +223,13 @@ def bench(only: Iterable[str], rounds: int, quick: bool, out: Path | None) -> in
     """
     letters = set(only) or set(LETTERS)
     if unknown := sorted(letters - set(LETTERS)):
-        raise ValueError(f"--only {','.join(unknown)}: possible are {', '.join(LETTERS)}.")
+        raise UserError(f"--only {','.join(unknown)}: possible are {', '.join(LETTERS)}.")
     if rounds < 1:
-        raise ValueError(f"--rounds {rounds}: use 1 or more.")
+        raise UserError(f"--rounds {rounds}: use 1 or more.")
     out = (out or Path("outputs", "bench", datetime.now().strftime("%Y-%m-%d_%H-%M-%S"))).absolute()
     work = out / "work"
     if work.exists() or (out / "bench.json").exists():
-        raise ValueError(f"--out {out}: holds a benchmark already; name another folder.")
+        raise UserError(f"--out {out}: holds a benchmark already; name another folder.")
     work.mkdir(parents=True)
     get_context("forkserver").set_forkserver_preload(PRELOAD)
     try:

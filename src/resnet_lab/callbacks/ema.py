@@ -6,6 +6,8 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import Tensor
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 
+from resnet_lab.config.errors import UserError
+
 
 class EMA(Callback):
     """Averages the weights over the steps: average = decay * average + (1 - decay) * weights.
@@ -23,7 +25,7 @@ class EMA(Callback):
 
     def __init__(self, decay: float = 0.999) -> None:
         if not 0 <= decay < 1:
-            raise ValueError(f"callbacks.ema.decay={decay}: must be from 0 to below 1.")
+            raise UserError(f"callbacks.ema.decay={decay}: must be from 0 to below 1.")
         self.decay = decay
         self._weights: dict[str, Tensor] = {}  # those of the net itself, not copies
         self._average: dict[str, Tensor] = {}

@@ -14,6 +14,7 @@ from lightning.pytorch.loops.evaluation_loop import RestartStage
 from torch import Tensor
 
 from resnet_lab.config.compose import moved
+from resnet_lab.config.errors import UserError
 from resnet_lab.run import distributed
 from resnet_lab.run.stop import STATUS, TIME_IS_OVER, Paused, Signals, Stopped
 
@@ -236,7 +237,7 @@ def position(checkpoint: dict[str, Any]) -> dict[str, int]:
     """
     state = checkpoint.get("callbacks", {}).get(LastCheckpoint.__qualname__)
     if state is None:
-        raise ValueError(
+        raise UserError(
             "this checkpoint does not say where its run stands: it is of an older version, or was "
             "written by something else; begin a new run."
         )

@@ -8,6 +8,8 @@ from torch import Tensor
 from torch.nn.utils import get_total_norm
 from torch.optim import Optimizer
 
+from resnet_lab.config.errors import UserError
+
 MOST_SKIPPED = 20  # steps in a row: float16's loss scale has been halved a million times over
 
 
@@ -75,7 +77,7 @@ class NanGuard(Callback):
 
 def _give_up(trainer: Trainer, step: int, what: str) -> NoReturn:
     rate = trainer.optimizers[0].param_groups[0]["lr"]
-    raise ValueError(
+    raise UserError(
         f"{what} at step {step + 1}, learning rate {rate:.3g}; that step was not taken, and the "
         "checkpoints hold finite weights. Try a lower optimizer.lr (resnet-lab find-lr suggests "
         "one), a warm-up (scheduler.warmup), trainer.gradient_clip_val=1, or more precision "

@@ -5,6 +5,8 @@ import logging
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.strategies import DDPStrategy
 
+from resnet_lab.config.errors import UserError
+
 log = logging.getLogger(__name__)
 
 
@@ -18,7 +20,7 @@ class Unfreeze(Callback):
 
     def __init__(self, after_epochs: int) -> None:
         if after_epochs < 1:
-            raise ValueError(
+            raise UserError(
                 f"callbacks.unfreeze.after_epochs={after_epochs}: must be 1 or more; for a net "
                 "that learns as a whole from the start use model.freeze=none."
             )
@@ -27,7 +29,7 @@ class Unfreeze(Callback):
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         if not hasattr(pl_module.net, "unfreeze"):
-            raise ValueError(
+            raise UserError(
                 "callbacks=unfreeze: this net has nothing frozen; use model=pretrained."
             )
 

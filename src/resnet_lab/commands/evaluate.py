@@ -15,6 +15,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from resnet_lab.classifier import Batch, Tally
+from resnet_lab.config.errors import UserError
 from resnet_lab.data.datamodule import ImageDataModule
 from resnet_lab.run.claim import claim
 from resnet_lab.run.folder import write_json
@@ -109,13 +110,13 @@ def evaluate(
     data.setup("test" if split == "test" else "fit")
     known = run.result.get("class_names", data.class_names)  # earlier runs did not keep them
     if data.class_names != known:
-        raise ValueError(
+        raise UserError(
             f"the run knows the classes {_some(known)}, but the data has "
             f"{_some(data.class_names)}; their figures would mean nothing."
         )
     images = {"train": data.n_train, "val": data.n_val, "test": data.n_test}[split]
     if not images:
-        raise ValueError(f"--split {split}: this run has no such images (data.val_size=0).")
+        raise UserError(f"--split {split}: this run has no such images (data.val_size=0).")
 
     scores = Scores(run.net, data, data.num_classes, flip)
     with known_warnings():
@@ -152,7 +153,7 @@ def evaluate(
 def _trainer(cfg: DictConfig) -> Trainer:
     devices = OmegaConf.to_container(cfg.trainer).get("devices")  # type: ignore[union-attr]
     if devices != 1 and not (isinstance(devices, list) and len(devices) == 1):
-        raise ValueError(
+        raise UserError(
             f"trainer.devices={devices}: one device evaluates; say 1, or name it, such as [1]."
         )
     try:
@@ -168,7 +169,7 @@ def _trainer(cfg: DictConfig) -> Trainer:
             use_distributed_sampler=False,
         )
     except (MisconfigurationException, TypeError) as error:
-        raise ValueError(f"trainer: {' '.join(str(error).split())}") from error
+        raise UserError(f"trainer: {' '.join(str(error).split())}") from error
 
 
 def _some(names: Sequence[str]) -> str:

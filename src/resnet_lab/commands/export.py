@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.export import Dim, ExportedProgram
 
+from resnet_lab.config.errors import UserError
 from resnet_lab.data.augment import normalise, scale_and_shift
 from resnet_lab.data.decode import evaluation_zoom
 from resnet_lab.run.folder import write_json
@@ -47,18 +48,18 @@ def export(
     """
     missing = [name for name in PACKAGES[kind] if importlib.util.find_spec(name) is None]
     if missing:
-        raise ValueError(
+        raise UserError(
             f"--format {kind} needs the package {missing[0]}; pip install 'resnet-lab[onnx]' "
             "(in a clone: pip install -e '.[onnx]')."
         )
     if out is not None and out.suffix != SUFFIX[kind]:
-        raise ValueError(f"--out {out}: with --format {kind} its name must end in {SUFFIX[kind]}.")
+        raise UserError(f"--out {out}: with --format {kind} its name must end in {SUFFIX[kind]}.")
     run = load_run(run_dir, checkpoint, trust=trust)
     path = out or run_dir / "export" / f"{run.checkpoint.stem}{SUFFIX[kind]}"
     described = path.with_name(f"{path.name}.json")
     for there in (path, described):
         if there.exists():
-            raise ValueError(f"{there} is there already; remove it, or name another with --out.")
+            raise UserError(f"{there} is there already; remove it, or name another with --out.")
     path.parent.mkdir(parents=True, exist_ok=True)
     net = run.net.to(memory_format=torch.contiguous_format)
     part = path.with_name(f".{path.stem}.{os.getpid()}.part{path.suffix}")
@@ -126,7 +127,7 @@ def _check(run: Finished, net: nn.Module, exported: Run) -> float:
             expected, found = net(images), exported(images)
         difference = float((expected - found).abs().max())
         if expected.shape != found.shape or not difference <= TOLERANCE * expected.abs().max():
-            raise ValueError(
+            raise UserError(
                 f"the exported net gives other logits than the run's (a difference of "
                 f"{difference:.1e} on {n} images); the file was removed."
             )

@@ -16,6 +16,7 @@ from omegaconf import DictConfig, open_dict
 
 from resnet_lab.config.check import check
 from resnet_lab.config.compose import composed
+from resnet_lab.config.errors import UserError
 from resnet_lab.run.claim import claim
 from resnet_lab.screen import console
 from resnet_lab.style import GRID, MUTED, PALETTE
@@ -64,9 +65,9 @@ def find_lr(
         steps: optimizer steps, unless the loss explodes before.
     """
     if not 0 < low < high:
-        raise ValueError(f"--from {low:g} --to {high:g}: give two numbers above 0, rising.")
+        raise UserError(f"--from {low:g} --to {high:g}: give two numbers above 0, rising.")
     if steps < FEWEST_STEPS:
-        raise ValueError(f"--steps {steps}: give {FEWEST_STEPS} or more, or there is no curve.")
+        raise UserError(f"--steps {steps}: give {FEWEST_STEPS} or more, or there is no curve.")
     cfg, choices = composed(overrides)
     check(cfg)
     console.print(
@@ -132,7 +133,7 @@ def read(rates: np.ndarray, losses: np.ndarray, exploded: bool) -> Curve:
     from scipy.signal import savgol_filter
 
     if len(losses) < FEWEST_STEPS // 2:
-        raise ValueError(
+        raise UserError(
             f"the loss explodes within {len(losses) + 1} steps, which is no curve: "
             "begin lower, with --from."
         )

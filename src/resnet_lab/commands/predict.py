@@ -18,6 +18,7 @@ import torch
 from PIL import Image
 
 from resnet_lab.commands.picture_grid import Tile, write_grid
+from resnet_lab.config.errors import UserError
 from resnet_lab.data.augment import normalise, scale_and_shift
 from resnet_lab.data.cache import progress
 from resnet_lab.data.decode import EXTENSIONS, evaluation_zoom, fit, open_image, reason, to_rgb
@@ -65,12 +66,12 @@ def predict(
     overwritten. ValueError, before anything is written, for what cannot be done.
     """
     if top_k < 1:
-        raise ValueError(f"--top-k {top_k}: must be 1 or more.")
+        raise UserError(f"--top-k {top_k}: must be 1 or more.")
     if grid is not None and grid.suffix.lower() != ".png":
-        raise ValueError(f"--grid {grid}: it becomes a PNG, so its name must end in .png.")
+        raise UserError(f"--grid {grid}: it becomes a PNG, so its name must end in .png.")
     for path in (out, grid):
         if path is not None and path.exists():
-            raise ValueError(f"{path} is there already; remove it, or name another file.")
+            raise UserError(f"{path} is there already; remove it, or name another file.")
     run = load_run(run_dir, checkpoint, trust=trust)
     files = [file for path in paths for file in find(path)]
     shown = set(evenly_spaced(len(files), MOST_IN_GRID)) if grid is not None else set()
@@ -112,7 +113,7 @@ def find(path: Path) -> Iterator[Path]:
                 none = False
                 yield Path(folder, name)
     if none:
-        raise ValueError(f"{path} holds no image ({' '.join(EXTENSIONS)}).")
+        raise UserError(f"{path} holds no image ({' '.join(EXTENSIONS)}).")
 
 
 def decoded(files: Iterable[Path], size: int, shown: set[int]) -> Iterator[Picture]:

@@ -15,6 +15,7 @@ from rich.table import Table
 
 from resnet_lab.config.check import check
 from resnet_lab.config.compose import composed
+from resnet_lab.config.errors import UserError
 from resnet_lab.data.cache import in_threads
 from resnet_lab.data.decode import open_image, reason, to_rgb
 from resnet_lab.data.sources import ImageFolder, Source, digest
@@ -70,7 +71,7 @@ def stats(overrides: Sequence[str]) -> Path:
         path.parent.mkdir(parents=True, exist_ok=True)
         folder.write_json(path, result)
     except OSError as error:
-        raise ValueError(
+        raise UserError(
             f"cannot write {path} ({error.strerror}); set data.cache_dir to a writable folder."
         ) from error
     show(result)

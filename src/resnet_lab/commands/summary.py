@@ -11,6 +11,7 @@ from rich.table import Table
 
 from resnet_lab.config.check import PRETRAINED
 from resnet_lab.config.compose import composed
+from resnet_lab.config.errors import UserError
 from resnet_lab.models import family
 from resnet_lab.screen import console
 from resnet_lab.sweep.grid import swept_keys
@@ -99,7 +100,7 @@ def _check(cfg: DictConfig, choices: dict[str, str]) -> None:
     if cfg.model._target_ == PRETRAINED:
         del wanted["data.image_size"]  # its trunk says it
     if missing := [option for key, option in wanted.items() if OmegaConf.select(cfg, key) is None]:
-        raise ValueError(
+        raise UserError(
             f"data={choices['data']} does not say what only its images can: give "
             f"{' and '.join(missing)} (or what it is)."
         )
@@ -108,8 +109,8 @@ def _check(cfg: DictConfig, choices: dict[str, str]) -> None:
     target = str(model.pop("_target_"))
     try:
         family.check(target, {str(key): value for key, value in model.items()})
-    except ValueError as error:
-        raise ValueError(f"model.{error}") from None
+    except UserError as error:
+        raise UserError(f"model.{error}") from None
 
 
 def _label(job: Sequence[str], keys: Sequence[str], model: str) -> str:

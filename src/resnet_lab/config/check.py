@@ -9,6 +9,7 @@ from typing import Any
 from omegaconf import DictConfig, ListConfig, OmegaConf
 
 from resnet_lab.config.compose import typed
+from resnet_lab.config.errors import UserError
 from resnet_lab.config.rules import RULES, _whole
 from resnet_lab.models import family
 from resnet_lab.trust import (
@@ -41,7 +42,7 @@ def check(cfg: DictConfig) -> None:
     if content.pop("hydra", None) is not None:  # a run's, with the command line at hand
         check_trust(cfg, typed(cfg, "task"))
         if content["run_dir"] != "${hydra:runtime.output_dir}":
-            raise ValueError(
+            raise UserError(
                 f"run_dir={content['run_dir']}: it is the folder that hydra.run.dir names; give "
                 "hydra.run.dir=..."
             )
@@ -57,7 +58,7 @@ def check(cfg: DictConfig) -> None:
         check_targets(content, cfg.get("trust") or ())
         faults = list(_contradictions(cfg))
     if faults:
-        raise ValueError("\n".join(faults))
+        raise UserError("\n".join(faults))
 
 
 _ABSENT = object()
@@ -100,12 +101,12 @@ def _contradictions(cfg: DictConfig) -> Iterator[str]:
         )
     try:
         family.check(model["_target_"], {k: v for k, v in model.items() if k != "_target_"})
-    except ValueError as error:
+    except UserError as error:
         yield f"model.{error}"
 
     try:
         trunk_run(cfg)
-    except ValueError as error:
+    except UserError as error:
         yield str(error)
 
     root = cfg.data.get("root")
@@ -158,11 +159,11 @@ def trunk_run(cfg: DictConfig) -> DictConfig | None:
     described = Path(trunk, "config.yaml")
     if not described.exists():
         if "/" in trunk:
-            raise ValueError(f"model.trunk={trunk}: there is no run in it (no config.yaml).")
+            raise UserError(f"model.trunk={trunk}: there is no run in it (no config.yaml).")
         return None
     run = OmegaConf.load(described)
     if any(OmegaConf.select(run, key) is None for key in ("model._target_", "data")):
-        raise ValueError(f"model.trunk={trunk}: {described} is not the config of a run.")
+        raise UserError(f"model.trunk={trunk}: {described} is not the config of a run.")
     written: Any = OmegaConf.to_container(run)  # as text: nothing of it is resolved yet
     model, data = written["model"], written["data"]
     taken = {
@@ -171,8 +172,8 @@ def trunk_run(cfg: DictConfig) -> DictConfig | None:
     }
     try:
         check_targets(taken, cfg.get("trust") or (), foreign=True)
-    except ValueError as error:
-        raise ValueError(f"model.trunk={trunk}: {error}") from None
+    except UserError as error:
+        raise UserError(f"model.trunk={trunk}: {error}") from None
     assert isinstance(run, DictConfig)
     return run
 

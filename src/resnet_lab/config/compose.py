@@ -10,6 +10,7 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf, open_dict, read_write
 
+from resnet_lab.config.errors import UserError
 from resnet_lab.trust import (
     check_hydra,
     check_trust,
@@ -35,7 +36,7 @@ def composed(overrides: Sequence[str]) -> tuple[DictConfig, dict[str, str]]:
 
     for override in OverridesParser.create().parse_overrides(list(overrides)):
         if override.is_sweep_override():
-            raise ValueError(f"{override.input_line}: give one value alone.")
+            raise UserError(f"{override.input_line}: give one value alone.")
     # Within train.py Hydra is there already, and knows of --config-dir.
     here: AbstractContextManager[Any] = (
         nullcontext()

@@ -13,6 +13,8 @@ from typing import Any, TypeVar
 import numpy as np
 from filelock import FileLock
 
+from resnet_lab.config.errors import UserError
+
 log = logging.getLogger(__name__)
 
 CHUNK = 64  # images that a thread looks at before it says what it found
@@ -50,7 +52,7 @@ def cached(folder: Path, write: Callable[[Path], None], read: Callable[[Path], T
                 shutil.rmtree(partial, ignore_errors=True)
             return read(folder)
     except OSError as error:
-        raise ValueError(
+        raise UserError(
             f"cannot write the image cache {folder} ({error.strerror or error}); "
             "set data.cache_dir to a writable folder with room"
         ) from error

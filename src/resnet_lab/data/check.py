@@ -16,6 +16,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import PIL
 
+from resnet_lab.config.errors import UserError
 from resnet_lab.data.cache import cached, cached_json, in_threads, open_images
 from resnet_lab.data.decode import FORMATS, SMALL, open_image, reason, to_rgb
 from resnet_lab.data.sources import (
@@ -88,7 +89,7 @@ def check(source: ImageFolder, on_bad_image: str, most: int | None) -> Checked:
     if bad and on_bad_image == "error":
         named = "".join(f"\n  {path}: {why}" for path, why in list(bad.items())[:MOST_NAMED])
         more = f"\n  ... and {len(bad) - MOST_NAMED:,} more" if len(bad) > MOST_NAMED else ""
-        raise ValueError(
+        raise UserError(
             f"{source.root} holds {_count(bad, 'bad image')}; remove or replace what is bad, or "
             f"leave it out by data.on_bad_image=skip ({rest}):{named}{more}"
         )

@@ -12,6 +12,7 @@ from lightning.pytorch import LightningDataModule
 from lightning.pytorch.utilities import rank_zero_only
 from torch import Tensor
 
+from resnet_lab.config.errors import UserError
 from resnet_lab.data.augment import cutout, normalise, random_crop_flip, scale_and_shift
 from resnet_lab.data.cache import cached_json, progress
 from resnet_lab.data.check import check as look_into
@@ -44,14 +45,14 @@ def resolve(source: Source, num_classes: int | None, image_size: int | None) -> 
             and it is at most 64, else 224.
     """
     if num_classes is not None and num_classes != source.num_classes:
-        raise ValueError(
+        raise UserError(
             f"data.num_classes={num_classes}, but the images have {source.num_classes} classes"
         )
     if image_size is None:
         own_size = source.own_size
         image_size = own_size if own_size is not None and own_size <= SMALL else 224
     if image_size < 1:
-        raise ValueError(f"data.image_size={image_size} must be at least 1 pixel")
+        raise UserError(f"data.image_size={image_size} must be at least 1 pixel")
     return source.num_classes, image_size
 
 
@@ -124,14 +125,14 @@ class ImageDataModule(LightningDataModule):
     ) -> None:
         super().__init__()
         if batch_size < 1:
-            raise ValueError(f"data.batch_size={batch_size} must be at least 1")
+            raise UserError(f"data.batch_size={batch_size} must be at least 1")
         if eval_batch_size is not None and eval_batch_size < 1:
-            raise ValueError(f"data.eval_batch_size={eval_batch_size} must be at least 1")
+            raise UserError(f"data.eval_batch_size={eval_batch_size} must be at least 1")
         if (mean is None) != (std is None):
-            raise ValueError("data.mean and data.std must be given together, or both be null")
+            raise UserError("data.mean and data.std must be given together, or both be null")
         low, high = random_resized_crop
         if not 0 < low <= high <= 1:
-            raise ValueError(
+            raise UserError(
                 f"data.random_resized_crop=[{low}, {high}] must be two shares of the area in "
                 "(0, 1], the smaller first"
             )
@@ -203,7 +204,7 @@ class ImageDataModule(LightningDataModule):
             self._split_of = {"train": "train", "val": "train", "test": "test"}
         if self.train_size is not None:
             if self.train_size > len(train):
-                raise ValueError(
+                raise UserError(
                     f"data.train_size={self.train_size} is more than the {len(train)} images "
                     "there are to train on"
                 )

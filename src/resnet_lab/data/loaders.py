@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, get_worker_info
 
+from resnet_lab.config.errors import UserError
 from resnet_lab.data.decode import evaluation_zoom, fit, random_resized_crop
 from resnet_lab.data.plan import AREA, FLIP, LEFT, RATIO, TOP, EvalPlan, TrainPlan
 from resnet_lab.data.sources import Source
@@ -263,13 +264,13 @@ class Batches:
             except StopIteration:
                 return
             except (OSError, EOFError) as error:  # a pipe that broke when its worker died
-                raise ValueError(_fault(error, workers.suspects())) from error
+                raise UserError(_fault(error, workers.suspects())) from error
             except RuntimeError as error:
                 if not _is_of_worker(error):
                     raise
-                raise ValueError(_fault(error, workers.suspects())) from error
+                raise UserError(_fault(error, workers.suspects())) from error
             if isinstance(batch, ValueError):
-                raise ValueError(str(batch))
+                raise UserError(str(batch))
             yield batch
 
     def close(self) -> None:
@@ -296,7 +297,7 @@ class Batches:
     def load_state_dict(self, state: dict[str, Any]) -> None:
         for name, value in self.state.items():
             if state.get(name, value) != value:
-                raise ValueError(
+                raise UserError(
                     f"the checkpoint was made with {name}={state[name]} and this run has {value}; "
                     "a run resumes only with the same"
                 )

@@ -10,6 +10,8 @@ from functools import cached_property
 
 import numpy as np
 
+from resnet_lab.config.errors import UserError
+
 # What the columns of the draws decide; top and left place the crop, by padding or resizing. Those
 # of one operation are neighbours, since slicing on a device needs no copy of indices to it.
 TOP, LEFT, FLIP, CUTOUT_ROW, CUTOUT_COLUMN, AREA, RATIO = range(7)
@@ -41,12 +43,12 @@ class TrainPlan:
 
     def __post_init__(self) -> None:
         if self.batch_size > self.n:
-            raise ValueError(
+            raise UserError(
                 f"data.batch_size={self.batch_size} is more than there are training images; "
                 f"the largest possible is {self.n}"
             )
         if self.batch_size < 1 or self.batch_size % self.world_size:
-            raise ValueError(
+            raise UserError(
                 f"data.batch_size={self.batch_size} is shared among {self.world_size} device(s), "
                 f"so it must be a multiple of {self.world_size}"
             )
@@ -122,13 +124,13 @@ def split_validation(
     """
     n = len(labels)
     if val_size < 0 or (val_size >= 1 and val_size != int(val_size)):
-        raise ValueError(
+        raise UserError(
             f"data.val_size={val_size} must be a share between 0 and 1, a whole number of images, "
             "or 0 for none"
         )
     n_val = int(val_size) if val_size >= 1 or val_size == 0 else max(1, round(n * val_size))
     if n_val >= n:
-        raise ValueError(
+        raise UserError(
             f"data.val_size={val_size} leaves none of the {n} training images to train on; "
             f"the largest possible is {n - 1}"
         )

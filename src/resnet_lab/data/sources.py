@@ -15,6 +15,7 @@ from typing import Any, ClassVar, NamedTuple, Protocol
 import numpy as np
 from PIL import Image
 
+from resnet_lab.config.errors import UserError
 from resnet_lab.data.cache import cached, cached_json, open_images, progress, write_images
 from resnet_lab.data.decode import EXTENSIONS, fit, open_image, reason, to_rgb
 from resnet_lab.data.plan import split_validation
@@ -231,14 +232,14 @@ class CIFAR10(_ArraySource):
                     os.replace(partial / cifar.filename, archive)
                     partial.rmdir()
                 except (OSError, RuntimeError, HTTPException) as error:
-                    raise ValueError(
+                    raise UserError(
                         f"cannot download {cifar.url} ({error}); put {cifar.filename} into "
                         f"{root.resolve()}, or use data=digits, which needs no network"
                     ) from error
                 finally:
                     socket.setdefaulttimeout(timeout)
             if not check_integrity(archive, cifar.tgz_md5):
-                raise ValueError(f"{archive} has the wrong checksum; remove or replace it")
+                raise UserError(f"{archive} has the wrong checksum; remove or replace it")
             with tarfile.open(archive) as tar:  # these files alone, to these places
                 for path in self._files:
                     member = tar.extractfile(f"{cifar.base_folder}/{path.name}")
@@ -256,7 +257,7 @@ class CIFAR10(_ArraySource):
                 cifar = self._torchvision(self.root, train=split == "train")
             except RuntimeError as error:  # torchvision's word for a wrong checksum
                 folder = self._files[0].parent
-                raise ValueError(
+                raise UserError(
                     f"a file in {folder} has the wrong checksum; remove that folder, and it is "
                     "unpacked again"
                 ) from error
@@ -299,7 +300,7 @@ class ImageFolder:
     def splits(self) -> tuple[str, ...]:
         for split in ("train", "test"):
             if not Path(self.root, split).is_dir():
-                raise ValueError(
+                raise UserError(
                     f"{Path(self.root, split)} is no folder; data.root must hold train/ and test/ "
                     "(and may hold val/), each with one folder of images per class"
                 )
@@ -333,7 +334,7 @@ class ImageFolder:
         if faults:
             raise wrong_folders(faults)
         if not names:
-            raise ValueError(f"{folder} is empty; it must hold a folder per class")
+            raise UserError(f"{folder} is empty; it must hold a folder per class")
         return sorted(names)
 
     @cached_property
@@ -345,7 +346,7 @@ class ImageFolder:
         if names != self.class_names:
             missing = sorted(set(self.class_names) - set(names))
             extra = sorted(set(names) - set(self.class_names))
-            raise ValueError(
+            raise UserError(
                 f"{Path(self.root, split)} must have the classes of train/, but "
                 + " and ".join(
                     f"{word} {', '.join(which)}"
@@ -517,11 +518,11 @@ def wrong_folders(faults: dict[str, str]) -> ValueError:
     """The error for folders: these are never skipped, since what is to be learned hangs on them."""
     some = [f"{path}: {fault}" for path, fault in list(faults.items())[:MOST_NAMED]]
     more = f"; and {len(faults) - MOST_NAMED:,} more" if len(faults) > MOST_NAMED else ""
-    return ValueError(f"{'; '.join(some)}{more}; correct or remove it")
+    return UserError(f"{'; '.join(some)}{more}; correct or remove it")
 
 
 def unreadable(path: str, error: Exception) -> ValueError:
-    return ValueError(
+    return UserError(
         f"cannot read {path}: {reason(error)}; remove or replace it, or have "
         "data.on_bad_image=skip with data.check=null leave such files out"
     )

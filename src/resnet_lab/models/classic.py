@@ -8,6 +8,8 @@ Weights begin as torch's layers have them.
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from resnet_lab.config.errors import UserError
+
 HALVINGS = 3  # of height and width, one in every stage
 LAST_CHANNELS = 256
 
@@ -21,7 +23,7 @@ def make_head(image_size: int, hidden: int, num_classes: int) -> nn.Sequential:
     if image_size < shrinking or image_size % shrinking:
         below = image_size // shrinking * shrinking
         nearest = f"{below} or {below + shrinking}" if below else f"{shrinking}"
-        raise ValueError(
+        raise UserError(
             f"image_size={image_size}: the textbook nets halve the image {HALVINGS} times, so its "
             f"side must be a multiple of {shrinking}; use data.image_size={nearest}."
         )

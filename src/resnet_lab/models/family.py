@@ -8,6 +8,8 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
+from resnet_lab.config.errors import UserError
+
 BLOCKS = ("basic", "bottleneck", "preact_basic", "preact_bottleneck")
 SHORTCUTS = ("A", "B", "C", "none")
 STEMS = ("cifar", "imagenet")
@@ -48,7 +50,7 @@ def cifar_plan(depth: int, block: str = "basic") -> Plan:
         below, above = blocks * period + 2, (blocks + 1) * period + 2
         nearest = f"nearest are {below} and {above}" if blocks >= 1 else f"smallest is {period + 2}"
         kind = "bottleneck" if period == 9 else "basic"
-        raise ValueError(
+        raise UserError(
             f"depth={depth}: a CIFAR ResNet of {kind} blocks has {period}n+2 layers; the {nearest}."
         )
     return Plan(block, (blocks,) * 3, (16, 32, 64))
@@ -64,7 +66,7 @@ def imagenet_plan(depth: int, preact: bool = False) -> Plan:
     """
     check_options({"depth": depth, "preact": preact})
     if depth not in IMAGENET_DEPTHS:
-        raise ValueError(f"depth={depth}: an ImageNet ResNet has {_or(IMAGENET_DEPTHS)} layers.")
+        raise UserError(f"depth={depth}: an ImageNet ResNet has {_or(IMAGENET_DEPTHS)} layers.")
     block = "basic" if depth < 50 else "bottleneck"
     return Plan(f"preact_{block}" if preact else block, IMAGENET_DEPTHS[depth], (64, 128, 256, 512))
 
@@ -137,22 +139,22 @@ def check_options(options: Mapping[str, Any]) -> None:
     for name, value in options.items():
         possible, words = _RULES[name]
         if not possible(value):
-            raise ValueError(f"{name}={value}: use {words}.")
+            raise UserError(f"{name}={value}: use {words}.")
 
     widths = options.get("widths", ())
     if "depths" in options and len(options["depths"]) != len(widths):
-        raise ValueError(
+        raise UserError(
             f"depths={list(options['depths'])} and widths={list(widths)}: "
             "give both for the same number of stages."
         )
     shortcut = options.get("shortcut")
     if shortcut == "A" and list(widths) != sorted(widths):
-        raise ValueError(
+        raise UserError(
             f"shortcut=A: it can only add channels, but widths={list(widths)} take some away; "
             "use B, C or none, or widths that never fall."
         )
     if shortcut == "none" and options.get("zero_init_residual"):
-        raise ValueError(
+        raise UserError(
             "zero_init_residual=true: without a shortcut every block would put out zeros and never "
             "learn; use shortcut A, B or C, or zero_init_residual=false."
         )
@@ -185,9 +187,9 @@ def check(target: str, options: Mapping[str, Any]) -> None:
     given = {key: value for key, value in options.items() if not key.startswith("_")}
     for key in given:
         if key not in known:
-            raise ValueError(f"{key}: {name} has no such option; it has {', '.join(known)}.")
+            raise UserError(f"{key}: {name} has no such option; it has {', '.join(known)}.")
     for key in sorted(needed - set(given)):
-        raise ValueError(f"{key}: {name} needs it; use {_RULES[key][1]}.")
+        raise UserError(f"{key}: {name} needs it; use {_RULES[key][1]}.")
     if "num_classes" in given and given["num_classes"] is None:
         del given["num_classes"]
 

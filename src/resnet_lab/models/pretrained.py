@@ -19,6 +19,8 @@ import torch
 from filelock import FileLock
 from torch import Tensor, nn
 
+from resnet_lab.config.errors import UserError
+
 log = logging.getLogger(__name__)
 
 # Children that hold a net's stages side by side: ours, and those of torchvision's families.
@@ -95,7 +97,7 @@ class Pretrained(nn.Module):
             return [""]  # the trunk itself
         there = stages(self.trunk)
         if not isinstance(freeze, int) or not 1 <= freeze <= len(there):
-            raise ValueError(
+            raise UserError(
                 f"model.freeze={freeze}: use all, none, or for {self.name} "
                 f"a number of stages from 1 to {len(there)}."
             )
@@ -135,7 +137,7 @@ class Pretrained(nn.Module):
             and (name not in found or found[name].shape != tensor.shape)
         ]
         if misfits:
-            raise ValueError(
+            raise UserError(
                 f"model.weights={self.weights}: these are not weights of the trunk {self.name}; "
                 f"{len(misfits)} of its {len(tensors)} tensors are missing or have another shape, "
                 f"first {misfits[0]}."
@@ -156,7 +158,7 @@ def _in_torchvision(name: str) -> Any:
     known = models.list_models(module=models)
     if name not in known:
         close = difflib.get_close_matches(name, known, cutoff=0)
-        raise ValueError(
+        raise UserError(
             f"model.trunk={name}: neither a classification model of torchvision, such as "
             f"{', '.join(close)}, nor a run folder."
         )
@@ -194,7 +196,7 @@ def take_head_off(net: nn.Module, name: str) -> int:
         if isinstance(layer, nn.Linear):
             setattr(net, place, nn.Sequential(OrderedDict(layers[:index])))
             return layer.in_features
-    raise ValueError(f"model.trunk={name}: its last part has no linear layer; use another trunk.")
+    raise UserError(f"model.trunk={name}: its last part has no linear layer; use another trunk.")
 
 
 def stages(trunk: nn.Module) -> list[list[str]]:
@@ -249,7 +251,7 @@ def fetch(name: str) -> Path:
                 url, str(file), sha256[1] if sha256 else None, progress=sys.stderr.isatty()
             )
         except (OSError, RuntimeError, HTTPException) as error:
-            raise ValueError(
+            raise UserError(
                 f"model.weights=DEFAULT: cannot download {url} ({error}); put {file.name} into "
                 f"{folder}, or use model.weights=null for a random trunk."
             ) from error
@@ -269,7 +271,7 @@ def read_weights(file: Path) -> dict[str, Tensor]:
         tensors: dict[str, Tensor] = dict(content.get("state_dict", content))
     except Exception as error:  # a damaged file raises anything
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise ValueError(
+        raise UserError(
             f"model.weights={file}: cannot be read ({reason}); it must be a state dict, or a "
             "checkpoint made here."
         ) from error

@@ -12,6 +12,8 @@ from typing import Any
 
 import yaml
 
+from resnet_lab.config.errors import UserError
+
 # libyaml reads a thousand configs in seconds, PyYAML's own parser in minutes.
 _LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 
@@ -89,14 +91,14 @@ def read(paths: Sequence[Path]) -> Study:
             notes += [note] if note else []
             found = _jobs(path, sweep)
             if not found:
-                raise ValueError(f"{path} is an empty sweep: there is no job in it to report on.")
+                raise UserError(f"{path} is an empty sweep: there is no job in it to report on.")
             keys += [key for key in sweep.get("keys", []) if key not in keys]
             commands += [sweep["command"]] if sweep.get("command") else []
             search = sweep.get("search") if len(paths) == 1 else None
         elif is_run(path):
             found = [_run(path)]
         else:
-            raise ValueError(
+            raise UserError(
                 f"{path} is no run and no sweep: name a folder that holds a result.json or a "
                 "sweep.json, such as outputs/sweeps/NAME, or several run folders."
             )
@@ -104,7 +106,7 @@ def read(paths: Sequence[Path]) -> Study:
     chosen = list(runs.values())
     if all(run.state in ("unreadable", "missing", "waiting") for run in chosen):
         reasons = "; ".join(f"{run.name}: {run.reason}" for run in chosen[:3])
-        raise ValueError(f"There is no run to report on yet ({reasons}).")
+        raise UserError(f"There is no run to report on yet ({reasons}).")
     if keys and len(paths) == 1:
         _settle(chosen, keys)
         if search is not None:
@@ -425,7 +427,7 @@ def reference(run: Run) -> Reference | None:
         return Reference(accuracy * (100 if accuracy <= 1 else 1), str(content.get("source", "")))
     if isinstance(error, int | float):
         return Reference(100 - error, str(content.get("source", "")))
-    raise ValueError(
+    raise UserError(
         f"{run.name}: reference={found} is not understood; it may be a test error in percent, or "
         "a mapping with test_error or test_acc, and source."
     )

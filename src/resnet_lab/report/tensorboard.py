@@ -5,6 +5,7 @@ import sys
 from pathlib import Path
 from typing import NoReturn
 
+from resnet_lab.config.errors import UserError
 from resnet_lab.report.runs import is_run, is_sweep
 
 
@@ -14,13 +15,13 @@ def open_board(path: Path, port: int = 6006) -> NoReturn:
     ValueError where `path` is neither a run nor a sweep, or TensorBoard is not installed.
     """
     if not (is_sweep(path) or is_run(path)):
-        raise ValueError(
+        raise UserError(
             f"{path} is no run and no sweep: name a folder such as outputs/sweeps/NAME."
         )
     # The one of this environment, whether or not it is activated.
     program = Path(sys.executable).with_name("tensorboard")
     if not program.exists():
-        raise ValueError(
+        raise UserError(
             f"there is no {program}: install TensorBoard with {sys.executable} -m pip install "
             "tensorboard."
         )

@@ -11,6 +11,7 @@ from typing import Any
 
 from rich.table import Table as ScreenTable
 
+from resnet_lab.config.errors import UserError
 from resnet_lab.report.contents import compose, counted, plus_minus, shown_settings
 from resnet_lab.report.page import MARKER, Page, html, markdown
 from resnet_lab.report.runs import Run, Study, read
@@ -48,7 +49,7 @@ def _check_ours(folder: Path) -> None:
     if not folder.exists():
         return
     if not folder.is_dir():
-        raise ValueError(f"{folder} is a file; name a folder for the report with --out.")
+        raise UserError(f"{folder} is a file; name a folder for the report with --out.")
     there = {path.name for path in folder.iterdir()}
     ours: set[str] = set()
     if "report.html" in there:
@@ -57,7 +58,7 @@ def _check_ours(folder: Path) -> None:
         ours = set(match[1].split("|")) if match else set()
     foreign = sorted(there - ours)
     if foreign:
-        raise ValueError(
+        raise UserError(
             f"{folder} holds what no report wrote ({', '.join(foreign[:3])}"
             f"{', ...' if len(foreign) > 3 else ''}); nothing was changed: move it away, or name "
             "another folder with --out."

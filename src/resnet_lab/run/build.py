@@ -15,6 +15,7 @@ from torch import nn
 
 from resnet_lab.classifier import Classifier
 from resnet_lab.config.check import PRETRAINED, trunk_run, undivided
+from resnet_lab.config.errors import UserError
 from resnet_lab.data.datamodule import ImageDataModule
 from resnet_lab.data.sources import Source
 from resnet_lab.models.complexity import Complexity, count
@@ -72,7 +73,7 @@ def build(cfg: DictConfig) -> Parts:
             cfg.callbacks.best.monitor = None  # nothing to choose by: the last epoch is the best
             cfg.callbacks.best.save_on_train_epoch_end = True
         if "early_stopping" in cfg.callbacks:
-            raise ValueError(
+            raise UserError(
                 "callbacks=early_stopping: there is no validation to stop by (data.val_size=0); "
                 "set data.val_size, or leave early_stopping out."
             )
@@ -102,19 +103,19 @@ def build(cfg: DictConfig) -> Parts:
     except Exception as error:
         cause = error.__cause__
         if isinstance(cause, MisconfigurationException | ValueError):
-            raise ValueError(f"trainer: {' '.join(str(cause).split())}") from error
+            raise UserError(f"trainer: {' '.join(str(cause).split())}") from error
         raise
     if isinstance(trainer.strategy, DDPStrategy | FSDPStrategy):
         trainer.strategy._timeout = timedelta(seconds=cfg.rank_timeout)
     if isinstance(trainer.strategy, FSDPStrategy) and not cfg.classifier.decay_norm_and_bias:
-        raise ValueError(
+        raise UserError(
             "trainer=fsdp: a parameter's piece has one dimension, so those of normalisation cannot "
             "be told apart; leave out classifier.decay_norm_and_bias=false."
         )
     if isinstance(trainer.strategy, FSDPStrategy) and trainer.strategy.root_device.type != "cuda":
-        raise ValueError("trainer=fsdp: needs GPUs, and there is none for this run.")
+        raise UserError("trainer=fsdp: needs GPUs, and there is none for this run.")
     if cfg.data.batch_size % trainer.world_size:  # trainer.devices=auto: known only now
-        raise ValueError(undivided(cfg.data.batch_size, trainer.world_size))
+        raise UserError(undivided(cfg.data.batch_size, trainer.world_size))
     complexity = count(net, datamodule.image_size)
     saved = _without_environment(cfg, from_outside)
     return Parts(cfg, saved, datamodule, net, classifier, trainer, complexity)

@@ -9,6 +9,8 @@ from typing import Any
 import torch
 from lightning.fabric.plugins.io import CheckpointIO
 
+from resnet_lab.config.errors import UserError
+
 log = logging.getLogger(__name__)
 
 
@@ -47,7 +49,7 @@ class DurableCheckpointIO(CheckpointIO):
             # torch's writer makes a RuntimeError of a failed write.
             if not isinstance(error, OSError | RuntimeError):
                 raise
-            raise ValueError(
+            raise UserError(
                 f"cannot write the checkpoint {path} ({str(error).splitlines()[0]}); those "
                 "written before are as they were. Make room, or make the folder writable, and go "
                 f"on with resume={path.parent.parent}"
@@ -84,10 +86,10 @@ def load(path: str | Path, map_location: Any = "cpu") -> dict[str, Any]:
             raise zipfile.BadZipFile(f"wrong checksum of {damaged}")
         checkpoint: dict[str, Any] = torch.load(path, map_location=map_location, weights_only=True)
     except FileNotFoundError as error:
-        raise ValueError(f"{path}: there is no such checkpoint.") from error
+        raise UserError(f"{path}: there is no such checkpoint.") from error
     except Exception as error:  # whatever the bytes lead these readers to
         reason = str(error).strip().splitlines() or [type(error).__name__]
-        raise ValueError(
+        raise UserError(
             f"{path} is damaged, or no checkpoint of a run ({reason[0]}); name another one."
         ) from error
     return checkpoint
@@ -97,7 +99,7 @@ def load_weights(path: Path) -> dict[str, torch.Tensor]:
     """The `state_dict` of a checkpoint file, on the CPU; ValueError as from `load`."""
     checkpoint = load(path)
     if not isinstance(checkpoint, dict) or not isinstance(checkpoint.get("state_dict"), dict):
-        raise ValueError(f"{path} is no checkpoint of a run; name another one.")
+        raise UserError(f"{path} is no checkpoint of a run; name another one.")
     weights: dict[str, torch.Tensor] = checkpoint["state_dict"]
     return weights
 
@@ -114,10 +116,10 @@ def newest(run_dir: Path) -> tuple[Path, dict[str, Any]]:
         path = run_dir / "checkpoints" / name
         try:
             checkpoint = load(path)
-        except ValueError as error:
+        except UserError as error:
             faults.append(str(error))
             continue
         for fault in faults:
             log.warning(f"{fault.removesuffix('; name another one.')}; going on from {name}")
         return path, checkpoint
-    raise ValueError(f"resume={run_dir}: nothing to go on from. " + " ".join(faults))
+    raise UserError(f"resume={run_dir}: nothing to go on from. " + " ".join(faults))

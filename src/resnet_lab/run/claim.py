@@ -10,7 +10,8 @@ from omegaconf import DictConfig, OmegaConf, open_dict, read_write
 
 from resnet_lab.config.check import check
 from resnet_lab.config.compose import typed
-from resnet_lab.config.errors import _wanted, sentence
+from resnet_lab.config.errors import UserError
+from resnet_lab.config.messages import _wanted, sentence
 from resnet_lab.run import distributed
 from resnet_lab.run.resume import _has_checkpoint, go_on
 
@@ -40,7 +41,7 @@ class CheckAndClaim(Callback):
             if not distributed.is_first():
                 _log_to_the_screen_alone(config)
         except Exception as error:
-            message = str(error) if isinstance(error, ValueError | OSError) else sentence(error)
+            message = str(error) if isinstance(error, OSError) else sentence(error)
             if message is None or _wanted():
                 traceback.print_exc()
             raise SystemExit(f"error: {message or error}") from None
@@ -83,7 +84,7 @@ def claim(folder: Path, named: bool = False) -> Path:
     """
     if named:
         if (folder / "config.yaml").exists():
-            raise ValueError(f"hydra.run.dir={folder}: holds a run already; name another folder.")
+            raise UserError(f"hydra.run.dir={folder}: holds a run already; name another folder.")
         folder.mkdir(parents=True, exist_ok=True)
         return folder
     folder.parent.mkdir(parents=True, exist_ok=True)

@@ -14,6 +14,7 @@ from typing import Any
 import yaml
 from omegaconf import DictConfig, OmegaConf
 
+from resnet_lab.config.errors import UserError
 from resnet_lab.run import distributed
 from resnet_lab.run.stop import die_with_parent, locks
 
@@ -24,14 +25,14 @@ def run_config(run_dir: Path) -> DictConfig:
     """The config that the run in `run_dir` has left there; ValueError where there is none."""
     path = run_dir / "config.yaml"
     if not path.is_file():
-        raise ValueError(f"{run_dir}: there is no run in it (no config.yaml).")
+        raise UserError(f"{run_dir}: there is no run in it (no config.yaml).")
     try:
         cfg = OmegaConf.load(path)
     except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ValueError(f"{path} is damaged: {' '.join(str(error).split())}") from error
+        raise UserError(f"{path} is damaged: {' '.join(str(error).split())}") from error
     parts = ("model", "data", "classifier", "optimizer", "scheduler", "trainer")
     if not isinstance(cfg, DictConfig) or any(part not in cfg for part in parts):
-        raise ValueError(f"{path} is not the config of a run (it needs {', '.join(parts)}).")
+        raise UserError(f"{path} is not the config of a run (it needs {', '.join(parts)}).")
     return cfg
 
 
@@ -55,7 +56,7 @@ def _alone_in(run_dir: Path) -> Iterator[None]:
     try:
         fcntl.flock(folder, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError as error:
-        raise ValueError(
+        raise UserError(
             f"{run_dir}: another process is training in it; wait for it, or stop it."
         ) from error
     except OSError:

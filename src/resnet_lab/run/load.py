@@ -14,7 +14,8 @@ from torch import nn
 from resnet_lab.classifier import Classifier
 from resnet_lab.config.check import check
 from resnet_lab.config.compose import CONF
-from resnet_lab.config.errors import _choices, _offer
+from resnet_lab.config.errors import UserError
+from resnet_lab.config.messages import _choices, _offer
 from resnet_lab.data.datamodule import ImageDataModule
 from resnet_lab.run import checkpoint_io
 from resnet_lab.run.build import _classifier
@@ -36,10 +37,10 @@ def apply_overrides(cfg: DictConfig, overrides: Sequence[str], groups: Sequence[
         key, value = override.key_or_group, override.value()
         parent, _, last = key.rpartition(".")
         if override.is_add() or override.is_delete() or override.is_sweep_override():
-            raise ValueError(f"{override.input_line}: only key=value can be given here.")
+            raise UserError(f"{override.input_line}: only key=value can be given here.")
         if key == "data" and key in groups:
             if value not in _choices("data"):
-                raise ValueError(
+                raise UserError(
                     f"data={value}: there is no such choice; {_offer(str(value), _choices('data'))}"
                 )
             choice: Any = OmegaConf.load(CONF / "data" / f"{value}.yaml")
@@ -50,15 +51,15 @@ def apply_overrides(cfg: DictConfig, overrides: Sequence[str], groups: Sequence[
             written = written.get(part) if isinstance(written, dict) else None
         left_open = isinstance(written, str) and "${" in written  # only the user can say it
         if not left_open and (not parent or key.split(".")[0] not in groups):
-            raise ValueError(
+            raise UserError(
                 f"{key}: cannot be changed here, only what lies below {' and '.join(groups)}."
             )
         node = OmegaConf.select(cfg, parent) if parent else cfg
         if not isinstance(node, DictConfig):
-            raise ValueError(f"{key}: there is no such key.")
+            raise UserError(f"{key}: there is no such key.")
         if last not in node:
             keys = sorted(str(k) for k in node if not str(k).startswith("_"))
-            raise ValueError(f"{key}: there is no such key; {_offer(last, keys)}")
+            raise UserError(f"{key}: there is no such key; {_offer(last, keys)}")
         node[last] = value
         if key in ("data.root", "data.cache_dir") and last in cfg.data.source:
             cfg.data.source[last] = value  # a run's config is resolved: no interpolation follows
@@ -123,7 +124,7 @@ def load_run(
         name for name, value in expected.items() if value.shape != weights[name].shape
     ]
     if strange:
-        raise ValueError(
+        raise UserError(
             f"{checkpoint} does not fit the net of {run_dir / 'config.yaml'}: {strange[0]} is "
             f"missing in one of them or has another shape ({len(strange)} such in all); it belongs "
             "to another run."
@@ -149,9 +150,9 @@ def _chosen(run_dir: Path, status: str) -> Path:
         if (path := run_dir / "checkpoints" / f"{name}.ckpt").is_file()
     ]
     if not found:
-        raise ValueError(f"{run_dir}: it has no checkpoint (the run is {status}); train it again.")
+        raise UserError(f"{run_dir}: it has no checkpoint (the run is {status}); train it again.")
     if status != "finished":
-        raise ValueError(
+        raise UserError(
             f"{run_dir}: this run is {status}, not finished, so its best weights are not settled; "
             f"go on with it (resume={run_dir}) or say --checkpoint {found[0]}."
         )

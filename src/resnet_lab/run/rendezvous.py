@@ -13,6 +13,8 @@ from uuid import uuid4
 import torch
 from torch.distributed import PrefixStore, TCPStore, init_process_group
 
+from resnet_lab.config.errors import UserError
+
 KEY = "resnet_lab/run_dir"
 PATIENCE = timedelta(minutes=10)  # for the first process, which imports torch before it speaks
 
@@ -25,7 +27,7 @@ def folder_of_all(claim: Callable[[], Path] | None) -> Path:
     """
     store = _store(PATIENCE)
     if store is None:
-        raise ValueError(
+        raise UserError(
             "torchrun's processes cannot agree on a run folder here; name it: hydra.run.dir=..."
         )
     if claim is not None and not store.check([KEY]):

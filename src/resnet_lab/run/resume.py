@@ -23,6 +23,7 @@ from resnet_lab.config.compose import (
     typed,
     within,
 )
+from resnet_lab.config.errors import UserError
 from resnet_lab.run.folder import run_config
 from resnet_lab.trust import (
     check_targets,
@@ -59,7 +60,7 @@ def go_on(config: DictConfig, run_dir: Path) -> None:
         print(f"{run_dir}: this run is finished; its result is in {run_dir / 'result.json'}")
         raise SystemExit(0)
     if not _has_checkpoint(run_dir):
-        raise ValueError(f"resume={run_dir}: it has no checkpoint to go on from; start it anew.")
+        raise UserError(f"resume={run_dir}: it has no checkpoint to go on from; start it anew.")
 
     folder = str(run_dir.absolute())
     for key, value in new.items():
@@ -121,7 +122,7 @@ def _changes(run_dir: Path, own: DictConfig, then: Any, others: Sequence[str]) -
     except (HydraException, OmegaConfBaseException):  # of configs that are not here any more
         began, known = [], False
     if not known and not GROUPS.isdisjoint(keys):
-        raise ValueError(
+        raise UserError(
             f"resume={run_dir}: what it was begun with is not known here (.hydra/hydra.yaml), so "
             f"whole groups cannot be compared; leave out {' '.join(others)}."
         )
@@ -138,8 +139,8 @@ def _changes(run_dir: Path, own: DictConfig, then: Any, others: Sequence[str]) -
     try:
         sure = [key for key in keys if not known or within(key, (*FREE, LENGTH))]
         return changes(OmegaConf.to_container(own), *configs, sure)  # type: ignore
-    except ValueError as error:
-        raise ValueError(
+    except UserError as error:
+        raise UserError(
             f"resume={run_dir}: the run goes on with its own config, and this would change it (run "
             f"-> asked for):\n  {error}\nLeave that out, or begin a new run."
         ) from None
@@ -210,7 +211,7 @@ def changes(
         else:
             refused.append(change(key, mine, value))
     if refused:
-        raise ValueError("\n  ".join(refused))
+        raise UserError("\n  ".join(refused))
     return new
 
 

@@ -20,6 +20,7 @@ from resnet_lab.callbacks.confusion_matrix import ConfusionMatrix
 from resnet_lab.callbacks.epoch_log import EpochLog
 from resnet_lab.callbacks.last_checkpoint import LastCheckpoint, position
 from resnet_lab.callbacks.prune import Prune
+from resnet_lab.config.errors import UserError
 from resnet_lab.run import checkpoint_io, distributed
 from resnet_lab.run.build import _classifier, build
 from resnet_lab.run.folder import _alone_in, _parent_and_child, _told, write_json
@@ -99,7 +100,7 @@ def train(cfg: DictConfig) -> dict[str, Any]:
             if isinstance(error, Stopped):
                 log.info(f"\n{error}; go on with: python train.py resume={_shown(run_dir)}")
             if _is_out_of_memory(error):
-                raise ValueError(
+                raise UserError(
                     f"out of memory ({str(error).splitlines()[0]}). data.batch_size is "
                     f"{cfg.data.batch_size}; try half of it with a learning rate of half the size, "
                     f"or keep it with trainer.accumulate_grad_batches=2, or a smaller net "

@@ -14,7 +14,8 @@ from omegaconf import DictConfig, OmegaConf
 
 from resnet_lab.config.check import check
 from resnet_lab.config.compose import ABSENT, flat, within
-from resnet_lab.config.errors import sentence
+from resnet_lab.config.errors import UserError
+from resnet_lab.config.messages import sentence
 
 # What says where and how jobs run, not what they compute.
 NOT_IDENTITY = ("hydra", "sweep", "run_dir", "resume", "trust")
@@ -83,16 +84,16 @@ def folder_names(jobs: Sequence[Sequence[str]], keys: Sequence[str]) -> list[str
     for overrides in jobs:
         values = _keyed(overrides)
         if lacking := [key for key in keys if key not in values]:
-            raise ValueError(
+            raise UserError(
                 f"{', '.join(lacking)}: this sweep's folders are named by it, so give it a value, "
                 "or name another sweep with sweep.name=..."
             )
         names.append(",".join(f"{shown[key]}={_fit(values[key])}" for key in keys))
     for name, count in Counter(names).items():
         if count > 1:
-            raise ValueError(f"{count} jobs would share the folder {name}; leave out all but one.")
+            raise UserError(f"{count} jobs would share the folder {name}; leave out all but one.")
         if len(name.encode()) > 200:
-            raise ValueError(f"The folder name {name} is too long; put shared values into a file.")
+            raise UserError(f"The folder name {name} is too long; put shared values into a file.")
     return names
 
 
@@ -124,7 +125,7 @@ def compose(
             for line in message.splitlines():
                 faulty.setdefault(line, []).append(name)
     if faulty:
-        raise ValueError("\n".join(_fault(line, of, len(names)) for line, of in faulty.items()))
+        raise UserError("\n".join(_fault(line, of, len(names)) for line, of in faulty.items()))
     return jobs
 
 
@@ -144,12 +145,12 @@ def _job(
 ) -> Job:
     devices = OmegaConf.select(cfg, "trainer.devices")
     if OmegaConf.is_list(devices):
-        raise ValueError(
+        raise UserError(
             f"trainer.devices={list(devices)}: a sweep hands out devices by itself; say how many."
         )
     wish = master.sweep.devices_per_job
     if wish is not None and devices not in ("auto", -1, wish):
-        raise ValueError(
+        raise UserError(
             f"sweep.devices_per_job={wish} contradicts trainer.devices={devices}; give one of them."
         )
     config: dict[str, Any] = OmegaConf.to_container(cfg)  # type: ignore[assignment]

@@ -13,6 +13,7 @@ from statistics import fmean
 
 from omegaconf import OmegaConf
 
+from resnet_lab.config.errors import UserError
 from resnet_lab.screen import console
 from resnet_lab.sweep import show
 from resnet_lab.sweep.grid import Job
@@ -58,29 +59,29 @@ def check(jobs: Sequence[Job]) -> None:
         cfg = OmegaConf.create(job.config)
         trainer = cfg.trainer
         if job.max_epochs is None or trainer.max_steps > 0 or trainer.fast_dev_run:
-            raise ValueError(
+            raise UserError(
                 "sweep.halving: compares jobs after as many epochs, so their length must be "
                 "counted in epochs; give trainer.max_epochs alone, without trainer.max_steps and "
                 "trainer.fast_dev_run."
             )
         if cfg.data.val_size == 0 or trainer.limit_val_batches == 0:
-            raise ValueError(
+            raise UserError(
                 "sweep.halving: chooses by validation accuracy, and there is no validation; set "
                 "data.val_size, and leave out trainer.limit_val_batches=0."
             )
         if trainer.check_val_every_n_epoch != 1:
-            raise ValueError(
+            raise UserError(
                 "sweep.halving: needs a validation at the end of each epoch; leave out "
                 f"trainer.check_val_every_n_epoch={trainer.check_val_every_n_epoch}."
             )
         if missing := {"last", "epoch_log"} - set(cfg.get("callbacks") or ()):
-            raise ValueError(
+            raise UserError(
                 f"sweep.halving: needs callbacks.{min(missing)}, which saves what it goes by; add "
                 "default to callbacks."
             )
         lengths.add(job.max_epochs)
     if len(lengths) > 1:
-        raise ValueError(
+        raise UserError(
             "sweep.halving: compares jobs of one length; give trainer.max_epochs one value, not "
             f"{', '.join(map(str, sorted(lengths)))}."
         )

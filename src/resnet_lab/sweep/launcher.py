@@ -13,7 +13,8 @@ from hydra.core.utils import JobReturn, JobStatus
 from omegaconf import DictConfig, OmegaConf
 
 from resnet_lab.config.compose import typed
-from resnet_lab.config.errors import one_sentence_errors
+from resnet_lab.config.errors import UserError
+from resnet_lab.config.messages import one_sentence_errors
 from resnet_lab.screen import console
 from resnet_lab.sweep import grid, halving, ledger, show
 from resnet_lab.sweep.grid import Job
@@ -95,12 +96,12 @@ def _grid(
     own = [f"{key}={values}" for key, values in params.items()]
     swept = grid.swept_keys([*own, *typed(master, "task")])
     if own := [key for key in swept if key.split(".")[0] in ("sweep", "hydra")]:
-        raise ValueError(f"{own[0]}: belongs to the sweep as a whole and takes one value.")
+        raise UserError(f"{own[0]}: belongs to the sweep as a whole and takes one value.")
     if not swept or not overrides:
-        raise ValueError("The sweep is empty: give a key several values, such as seed=0,1,2.")
+        raise UserError("The sweep is empty: give a key several values, such as seed=0,1,2.")
     record = ledger.known(folder)
     if record is not None and "search" in record:
-        raise ValueError(
+        raise UserError(
             f"{folder}: is a search, which goes on with hydra/sweeper=optuna; name another sweep "
             "with sweep.name=..."
         )

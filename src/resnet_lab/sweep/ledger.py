@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from resnet_lab.config.compose import key_of
+from resnet_lab.config.errors import UserError
 from resnet_lab.run.stop import STATUS, TIME_IS_OVER
 from resnet_lab.screen import console
 from resnet_lab.sweep.grid import ROOT_GROUP, Job, differences
@@ -45,11 +46,11 @@ def read(path: Path) -> dict[str, Any] | None:
     except FileNotFoundError:
         return None
     except (ValueError, OSError) as error:
-        raise ValueError(
+        raise UserError(
             f"{path}: cannot be read ({error}); mend it, or move {path.parent} away to start anew."
         ) from error
     if not isinstance(content, dict):
-        raise ValueError(f"{path}: holds no JSON object; move {path.parent} away to start anew.")
+        raise UserError(f"{path}: holds no JSON object; move {path.parent} away to start anew.")
     return content
 
 
@@ -90,7 +91,7 @@ def _lock(file: IO[str], folder: Path, patience: float) -> None:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             if time.monotonic() > until:
-                raise ValueError(
+                raise UserError(
                     f"{folder}: this sweep is running in another process; wait for it or stop it."
                 ) from None
             if not told:
@@ -106,11 +107,11 @@ def known(folder: Path) -> dict[str, Any] | None:
     record = read(folder / "sweep.json")
     if record is None and folder.exists():
         if not folder.is_dir() or any(path.name != ".lock" for path in folder.iterdir()):
-            raise ValueError(
+            raise UserError(
                 f"{folder}: is there already and is no sweep; name another one with sweep.name=..."
             )
     elif record is not None and not _is_record(record):
-        raise ValueError(f"{folder}/sweep.json: is not of a sweep; name another one.")
+        raise UserError(f"{folder}/sweep.json: is not of a sweep; name another one.")
     return record
 
 
@@ -130,7 +131,7 @@ def merge_keys(record: dict[str, Any] | None, keys: list[str], force: bool) -> l
     before: list[str] = record["keys"]
     new = [key for key in keys if key not in before]
     if new and not force:
-        raise ValueError(
+        raise UserError(
             f"{', '.join(new)}: fixed in this sweep so far, which varies {', '.join(before)}; "
             "name another one with sweep.name=..."
         )
@@ -152,7 +153,7 @@ def look(jobs: Sequence[Job], keys: Sequence[str], others: Sequence[Path], force
     if ROOT_GROUP not in keys and not force:
         changes |= dict.fromkeys(_against_others(jobs, keys, others))
     if changes and not force:
-        raise ValueError(
+        raise UserError(
             "This sweep was begun with other settings (old -> new):\n  "
             + "\n  ".join(changes)
             + "\nName another one with sweep.name=..., or run what changed anew with "
@@ -176,7 +177,7 @@ def look_at(job: Job) -> dict[str, Any] | None:
     record = read(job.folder / "sweep_job.json")
     if record is None:
         if job.folder.exists() and any(job.folder.iterdir()):
-            raise ValueError(f"{job.folder}: is no job of this sweep; move it away.")
+            raise UserError(f"{job.folder}: is no job of this sweep; move it away.")
         return None
     attempts = record["attempts"]
     job.attempts = len(attempts)
@@ -254,7 +255,7 @@ def end(job: Job, status: int, seconds: float, told_to_stop: bool) -> None:
     killed = status < 0 or status in STOPPED
     try:
         result = read(folder / "result.json") or {}
-    except ValueError as error:
+    except UserError as error:
         result = {"error": str(error)}
     if result.get("status") in DONE:
         job.state = DONE[result["status"]]

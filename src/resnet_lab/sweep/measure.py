@@ -18,7 +18,7 @@ import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from omegaconf import DictConfig, OmegaConf
 
-from resnet_lab.config.errors import one_sentence_errors
+from resnet_lab.config.messages import one_sentence_errors
 from resnet_lab.run import build, training
 
 TIMED_STEPS = 2

@@ -7,6 +7,7 @@ from typing import Any
 
 from rich.table import Table
 
+from resnet_lab.config.errors import UserError
 from resnet_lab.screen import console, duration
 from resnet_lab.sweep.grid import Job
 from resnet_lab.sweep.halving import Halving
@@ -80,6 +81,6 @@ def _measure(jobs: list[Job]) -> dict[str, Any]:
         text=True,
     )
     if done.returncode != 0:
-        raise ValueError(f"The plan: {done.stderr.strip().removeprefix('error: ')}")
+        raise UserError(f"The plan: {done.stderr.strip().removeprefix('error: ')}")
     measured: dict[str, Any] = json.loads(done.stdout)
     return measured

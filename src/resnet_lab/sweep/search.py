@@ -20,7 +20,8 @@ from hydra.core.override_parser.types import IntervalSweep, Override, RangeSweep
 from omegaconf import DictConfig, OmegaConf
 
 from resnet_lab import study as ours
-from resnet_lab.config.errors import one_sentence_errors, sentence
+from resnet_lab.config.errors import UserError
+from resnet_lab.config.messages import one_sentence_errors, sentence
 from resnet_lab.screen import console
 from resnet_lab.sweep import grid, ledger, show
 from resnet_lab.sweep.grid import Job
@@ -54,18 +55,18 @@ def search(
     with one_sentence_errors():
         wished = check_wishes(wishes)
         if importlib.util.find_spec("optuna") is None:
-            raise ValueError(
+            raise UserError(
                 "hydra/sweeper=optuna: the package optuna is missing; pip install -e '.[optuna]'."
             )
         if not hasattr(launcher, "preload"):
-            raise ValueError("hydra/sweeper=optuna: a search runs with hydra/launcher=lab alone.")
+            raise UserError("hydra/sweeper=optuna: a search runs with hydra/launcher=lab alone.")
         for key in ("plan", "force"):
             if master.sweep[key]:
-                raise ValueError(
+                raise UserError(
                     f"sweep.{key}=true: is for grids; a search chooses its trials as it goes."
                 )
         if master.sweep.halving is not None:
-            raise ValueError(
+            raise UserError(
                 "sweep.halving: is for grids; a search stops hopeless trials by its own pruner "
                 "(hydra.sweeper.pruner=hyperband)."
             )
@@ -92,7 +93,7 @@ def check_wishes(wishes: Mapping[str, Any]) -> dict[str, Any]:
         wished[key] = wished[key] or {}
 
     def refuse(key: str, what: str) -> None:
-        raise ValueError(f"hydra.sweeper.{key}={wished[key]}: {what}.")
+        raise UserError(f"hydra.sweeper.{key}={wished[key]}: {what}.")
 
     if not isinstance(wished["n_trials"], int) or wished["n_trials"] < 1:
         refuse("n_trials", "must be a whole number of 1 or more")
@@ -149,7 +150,7 @@ def spaces(overrides: Sequence[Override]) -> dict[str, Any]:
                 sweep.shuffle = False  # the study knows the choices in one order
                 space = CategoricalDistribution(list(override.sweep_string_iterator()))
         except (ValueError, IndexError) as error:
-            raise ValueError(f"{override.input_line}: {error}") from error
+            raise UserError(f"{override.input_line}: {error}") from error
         found[override.get_key_element()] = space
     return found
 
@@ -185,13 +186,13 @@ class Search:
         given = {override.get_key_element(): override for override in parsed}  # the last counts
         swept = [override for override in given.values() if override.is_sweep_override()]
         if not swept:
-            raise ValueError(
+            raise UserError(
                 "The search is empty: give a key a space, such as "
                 "'optimizer.lr=tag(log,interval(1e-3,1))'."
             )
         for override in swept:
             if override.key_or_group.split(".")[0] in ("sweep", "hydra"):
-                raise ValueError(f"{override.key_or_group}: takes one value in a search.")
+                raise UserError(f"{override.key_or_group}: takes one value in a search.")
         self.master, self.loader, self.folder, self.wished = master, loader, folder, wished
         self.fixed = [
             f"{key}={override.get_value_element_as_str()}"
@@ -235,14 +236,14 @@ class Search:
             return
         before = self.record.get("search")
         if before is None:
-            raise ValueError(
+            raise UserError(
                 f"{self.folder}: is a sweep over a grid; name this search otherwise with "
                 "sweep.name=..."
             )
         what = ("space", "objectives", "directions")
         old, new = ({key: told[key] for key in what} for told in (before, self.description))
         if changed := grid.differences(old, new, ()):
-            raise ValueError(
+            raise UserError(
                 "This search was begun otherwise (old -> new):\n  "
                 + "\n  ".join(changed)
                 + "\nName another one with sweep.name=..."
@@ -267,7 +268,7 @@ class Search:
             told = ledger.read(self.folder / earlier["folder"] / "sweep_job.json")
             besides = [key.replace("/", ".") for key in (*self.keys, PRUNE)]
             if told and (changed := grid.differences(told["config"], jobs[0].config, besides)):
-                raise ValueError(
+                raise UserError(
                     "This search was begun with other settings (old -> new):\n  "
                     + "\n  ".join(changed)
                     + "\nName another one with sweep.name=..."
@@ -367,7 +368,7 @@ class Search:
                 self.master, self.loader, [job.overrides], self.keys, [job.name], self.folder
             )
             self.slots.wanted(job)
-        except ValueError as error:
+        except UserError as error:
             job.state, job.error = "failed", sentence(error) or str(error)
         job.overrides = [*for_every_job(self.master), *job.overrides]
         if self.wished["pruner"] != "none":

@@ -5,6 +5,7 @@ import subprocess
 from collections import Counter
 from pathlib import Path
 
+from resnet_lab.config.errors import UserError
 from resnet_lab.sweep.grid import Job
 
 
@@ -52,7 +53,7 @@ class Slots:
             return 0
         count = len(self.gpus) if job.devices is None else job.devices
         if count > len(self.gpus):
-            raise ValueError(f"trainer.devices={count}: {len(self.gpus)} GPUs can be used here.")
+            raise UserError(f"trainer.devices={count}: {len(self.gpus)} GPUs can be used here.")
         return count
 
     def side_by_side(self, job: Job) -> int:

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 
+from resnet_lab.config.errors import UserError
 from resnet_lab.sweep import ledger
 from resnet_lab.sweep.grid import Job
 from resnet_lab.sweep.processes import RANKS, RENDEZVOUS
@@ -64,7 +65,7 @@ class SlurmJobs:
         self._since: dict[str, float] = {}  # job -> when it was first seen running
         self._due = 0.0
         if missing := [name for name in ("sbatch", "squeue", "srun") if not shutil.which(name)]:
-            raise ValueError(
+            raise UserError(
                 f"hydra/launcher=slurm: there is no {missing[0]} here; start the sweep on a "
                 "machine that has SLURM's commands."
             )
@@ -88,7 +89,7 @@ class SlurmJobs:
             return False
         record = ledger.read(job.folder / "sweep_job.json")
         if record is None or record["config"] != job.config:
-            raise ValueError(
+            raise UserError(
                 f"{job.folder}: SLURM still has it as job {number}, with other settings; end that "
                 f"one first: scancel {number}"
             )
@@ -114,7 +115,7 @@ class SlurmJobs:
             text=True,
         )
         if done.returncode != 0:
-            raise ValueError(f"hydra/launcher=slurm: {done.stderr.strip().splitlines()[-1]}")
+            raise UserError(f"hydra/launcher=slurm: {done.stderr.strip().splitlines()[-1]}")
         number = done.stdout.strip().partition(";")[0]  # behind it the name of the cluster
         (job.folder / NUMBER).write_text(number)
         self._numbers[job.name] = number

@@ -1,0 +1,152 @@
+"""What a mistake looks like: one message for the user, a traceback for our own bugs."""
+
+import difflib
+import itertools
+import os
+import re
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.errors import (
+    ConfigCompositionException,
+    HydraException,
+    MissingConfigException,
+    OverrideParseException,
+)
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from resnet_lab.config.compose import CONF, _guarded_composition
+from resnet_lab.config.errors import UserError
+
+_ours = False  # True while HYDRA_FULL_ERROR is set by composition_errors, not by the user
+
+
+def _wanted() -> bool:
+    """Whether the user asked for tracebacks."""
+    return os.environ.get("HYDRA_FULL_ERROR") == "1" and not _ours
+
+
+@contextmanager
+def composition_errors() -> Iterator[None]:
+    """Around Hydra: what it refuses to compose is said in one message, with exit status 1.
+
+    With the environment variable HYDRA_FULL_ERROR=1 the traceback comes instead.
+    """
+    global _ours
+    if _wanted():
+        with _guarded_composition():
+            yield
+        return
+    # Without it Hydra prints and exits by itself; we want the exception.
+    os.environ["HYDRA_FULL_ERROR"], _ours = "1", True
+    try:
+        with _one_message(), _guarded_composition():
+            yield
+    finally:
+        os.environ.pop("HYDRA_FULL_ERROR", None)
+        _ours = False
+
+
+@contextmanager
+def one_sentence_errors() -> Iterator[None]:
+    """Around a run: a user's mistake becomes one message on stderr and exit status 1.
+
+    A mistake is a `UserError` (also inside a `_target_`), or what Hydra refuses. Everything else
+    keeps its traceback; with the environment variable HYDRA_FULL_ERROR=1 everything does.
+    """
+    if _wanted():
+        yield
+        return
+    os.environ.pop("HYDRA_FULL_ERROR", None)  # processes that the run starts shall not see ours
+    with _one_message():
+        yield
+
+
+@contextmanager
+def _one_message() -> Iterator[None]:
+    try:
+        yield
+    except Exception as error:
+        message = sentence(error)
+        if message is None:
+            raise
+        # SystemExit passes through Hydra, which would print an introduction to an exception.
+        sys.exit(f"error: {message}")
+
+
+def sentence(error: BaseException) -> str | None:
+    if isinstance(error, MissingConfigException | ConfigCompositionException):
+        return _composition_sentence(error)
+    if isinstance(error, OverrideParseException):
+        return f"{error.override}: cannot be read; write key=value, with quotes around blanks."
+    while type(error).__name__ == "InstantiationException" and error.__cause__ is not None:
+        error = error.__cause__
+    if isinstance(error, UserError):
+        return str(error)
+    if isinstance(error, HydraException | OmegaConfBaseException):
+        return _first_lines(error)
+    return None
+
+
+def _first_lines(error: BaseException) -> str:
+    # OmegaConf adds lines on its inner types from the second paragraph on.
+    lines = [line for line in str(error).splitlines() if "object_type=" not in line]
+    return "\n".join(line.strip() for line in lines if line.strip())
+
+
+def _composition_sentence(error: BaseException) -> str:
+    text = str(error)
+    # A choice may lie in a folder of its group, as experiment=he2015/resnet20 does.
+    if match := re.search(r"Could not (?:find|load) '((?:hydra/)?[^/']+)/([^']+)'", text):
+        group, wanted = match.groups()
+        return f"{group}={wanted}: there is no such choice; {_offer(wanted, _choices(group))}"
+    if match := re.search(r"Could not override '([^']+)'", text):
+        return _unknown_key(match[1])
+    return _first_lines(error)
+
+
+def _choices(group: str) -> list[str]:
+    folder = CONF / group
+    return sorted(str(path.relative_to(folder).with_suffix("")) for path in folder.rglob("*.yaml"))
+
+
+def _offer(wanted: str, choices: list[str]) -> str:
+    def likeness(choice: str) -> tuple[float, int]:
+        ratio = difflib.SequenceMatcher(None, wanted, choice).ratio()
+        alike = itertools.takewhile(
+            lambda pair: pair[0] == pair[1], zip(wanted, choice, strict=False)
+        )
+        return ratio, len(list(alike))
+
+    close = max(choices, key=likeness)
+    hint = f"did you mean {close}? " if likeness(close)[0] >= 0.6 else ""
+    return f"{hint}Possible: {', '.join(choices)}."
+
+
+def _unknown_key(key: str) -> str:
+    """The sentence for an override of a key that is not there, with the keys that are."""
+    from hydra import compose, initialize_config_dir
+    from hydra.core.global_hydra import GlobalHydra
+
+    GlobalHydra.instance().clear()
+    parser = OverridesParser.create()
+    others = []
+    for override in sys.argv[1:]:
+        if "=" in override and not override.startswith("-"):
+            parsed = parser.parse_overrides([override])[0]
+            if parsed.key_or_group != key and not parsed.is_sweep_override():
+                others.append(override)
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        try:
+            cfg = compose("train", overrides=others)
+        except (HydraException, OmegaConfBaseException):
+            cfg = compose("train")  # more than one is wrong: this one first
+    parent, _, last = key.rpartition(".")
+    node = OmegaConf.select(cfg, parent) if parent else cfg
+    if not isinstance(node, DictConfig):
+        return _unknown_key(parent) if parent else f"{key}: there is no such key."
+    keys = sorted(str(k) for k in node if not str(k).startswith("_"))
+    return f"{key}: there is no such key; {_offer(last, keys)}"
