@@ -1,0 +1,119 @@
+"""Files written whole or not at all and never through a link, and files read that anybody may have
+written: regular ones, of a bounded size, their text free of control characters."""
+
+import contextlib
+import csv
+import io
+import json
+import os
+import re
+import stat
+from collections.abc import Iterator
+from pathlib import Path
+from typing import IO, Any
+
+MOST_BYTES = 2**26  # 64 MB; what a run writes itself stays far below
+
+# Control characters, line and paragraph separators, changes of direction, lone surrogates.
+_UNSAFE = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
+
+
+def printable(text: str) -> str:
+    """`text` on one line, without what would act on a terminal: "a\\nb" -> "a\\\\nb"."""
+    return _UNSAFE.sub(lambda match: match[0].encode("unicode_escape").decode(), text)
+
+
+@contextlib.contextmanager
+def replacing(
+    path: Path, mode: str = "w", *, durable: bool = False, part: str | None = None, **how: Any
+) -> Iterator[IO[Any]]:
+    """A new file that takes the place of `path` once it is whole: readers find the old or the new.
+
+    A link that lies at `path` is replaced, not followed.
+
+    Args:
+        mode: "w" or "wb".
+        durable: bring it to the disk before it takes the place.
+        part: name of the new file until then; by default one of this process's own.
+        how: encoding, newline and the like, for `open`.
+    """
+    beside = path.with_name(part or f".{path.name}.{os.getpid()}.part")
+    beside.unlink(missing_ok=True)  # of a killed process
+    descriptor = os.open(beside, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666)
+    try:
+        with open(descriptor, mode, **({} if "b" in mode else {"encoding": "utf-8"} | how)) as file:
+            yield file
+            if durable:
+                file.flush()
+                os.fsync(file.fileno())
+        os.replace(beside, path)
+        if durable:
+            sync_folder(path.parent)
+    except BaseException:
+        beside.unlink(missing_ok=True)
+        raise
+
+
+def sync_folder(folder: Path) -> None:
+    """Bring to the disk which names a folder holds."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write `text` as `replacing` does."""
+    with replacing(path) as file:
+        file.write(text)
+
+
+def write_json(path: Path, content: Any, durable: bool = False) -> None:
+    """Write `content` as `replacing` does."""
+    with replacing(path, durable=durable) as file:
+        file.write(json.dumps(content, indent=2) + "\n")
+
+
+def read_text(path: Path, most: int = MOST_BYTES) -> str:
+    """The text of a regular file.
+
+    Raises:
+        OSError: there is none, or it cannot be read.
+        ValueError: it is a pipe or device, larger than `most` bytes, or not UTF-8.
+    """
+    descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0))
+    with open(descriptor, "rb") as file:
+        status = os.fstat(file.fileno())
+        if not stat.S_ISREG(status.st_mode):
+            raise ValueError("it is no regular file")
+        if status.st_size > most:
+            raise ValueError(f"it has {status.st_size:,} bytes, more than {most:,}")
+        return file.read().decode("utf-8")
+
+
+def read_json(path: Path) -> Any:
+    """The content of a JSON file, every text in it `printable`. Raises as `read_text` does."""
+    try:
+        return _clean(json.loads(read_text(path)))
+    except RecursionError:
+        raise ValueError("it is nested too deeply") from None
+
+
+def _clean(node: Any) -> Any:
+    if isinstance(node, str):
+        return printable(node)
+    if isinstance(node, list):
+        return [_clean(child) for child in node]
+    if isinstance(node, dict):
+        return {printable(name): _clean(child) for name, child in node.items()}
+    return node
+
+
+def read_rows(path: Path) -> list[dict[str, str]]:
+    """The rows of a CSV file with a header, every text `printable`. Raises as `read_text` does."""
+    try:
+        rows = list(csv.DictReader(io.StringIO(read_text(path), newline="")))
+    except csv.Error as error:
+        raise ValueError(str(error)) from error
+    return [{str(k): printable(str(v)) for k, v in row.items() if k is not None} for row in rows]
