@@ -3,12 +3,13 @@ PYTHON ?= python3
 ARGS ?=
 BIN := .venv/bin
 READY := .venv/.ready
+NEXT := hydra-core omegaconf lightning pytorch-lightning optuna
 LOGDIR ?= outputs
 PORT ?= 6006
 ROOT ?= data/cifar10-jpeg
 
 .DEFAULT_GOAL := help
-.PHONY: help install train bench test test-slow test-faults test-cluster lint format types audit tensorboard results results-runs constraints clean
+.PHONY: help install train bench test test-slow test-faults test-cluster test-next lint format types audit tensorboard results results-runs constraints clean
 
 help: ## Show this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-13s %s\n", $$1, $$2}'
@@ -54,7 +55,18 @@ test-faults: $(READY) ## Kill, freeze, fill and break things for 40 minutes; pri
 test-cluster: $(READY) ## Sweep and requeue on a SLURM of one node, which it starts (root, Debian)
 	@$(BIN)/python -m pytest -q -m cluster $(ARGS)
 
-lint: $(READY) ## Check style and format
+# The bounds of pyproject.toml and the pins of constraints.txt are lifted for NEXT alone.
+test-next: $(READY) ## Run the tests with what comes next of Hydra, Lightning and Optuna (needs uv)
+	@set -e; uv=$$(command -v uv || echo $(BIN)/uv); mkdir -p .venv-next; \
+	[ -x .venv-next/bin/python ] || "$$uv" venv -q --allow-existing --python $(BIN)/python .venv-next; \
+	printf '%s\n' $(NEXT) >.venv-next/overrides.txt; \
+	grep -vE "^($$(echo $(NEXT) | tr ' ' '|'))==" constraints.txt >.venv-next/constraints.txt; \
+	"$$uv" pip install -q --upgrade --python .venv-next/bin/python $(NEXT:%=--prerelease-package %=allow) \
+	  -c .venv-next/constraints.txt --overrides .venv-next/overrides.txt -e '.[dev]'; \
+	"$$uv" pip freeze -q --python .venv-next/bin/python | grep -E "^($$(echo $(NEXT) | tr ' ' '|'))=="; \
+	OMP_NUM_THREADS=1 .venv-next/bin/python -m pytest -q -n 2 --dist loadfile $(ARGS)
+
+lint: $(READY) ## Check style, format and which module may import which
 	@$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/lint-imports
 
 format: $(READY) ## Put the code into format
@@ -80,4 +92,4 @@ constraints: ## Pin the newest versions in constraints.txt (needs uv)
 	  --no-emit-find-links pyproject.toml -o constraints.txt
 
 clean: ## Remove .venv and caches; runs stay
-	rm -rf .venv .mypy_cache .ruff_cache .pytest_cache build src/*.egg-info
+	rm -rf .venv .venv-next .mypy_cache .ruff_cache .pytest_cache .import_linter_cache build dist

@@ -3,10 +3,11 @@
 import hydra
 from omegaconf import DictConfig
 
+from resnet_lab.config.compose import VERSION_BASE
 from resnet_lab.config.messages import composition_errors, one_sentence_errors
 
 
-@hydra.main(version_base="1.3", config_path="conf", config_name="train")
+@hydra.main(config_path="conf", config_name="train", **VERSION_BASE)
 def main(cfg: DictConfig) -> None:
     with one_sentence_errors():
         from resnet_lab.run.training import train  # imports torch: the config is known to be good

@@ -10,6 +10,8 @@ import pytest
 from hydra import compose, initialize_config_dir
 from omegaconf import DictConfig
 
+from resnet_lab.config.compose import VERSION_BASE
+
 ROOT = Path(__file__).resolve().parents[1]
 CONF = ROOT / "conf"
 
@@ -43,7 +45,7 @@ def config(tmp_path: Path, shared_cache: Path) -> Callable[..., DictConfig]:
     """`config("model=resnet32", ...)`: the composed config, with folders below tmp_path."""
 
     def composed(*overrides: str) -> DictConfig:
-        with initialize_config_dir(str(CONF), version_base="1.3"):
+        with initialize_config_dir(str(CONF), **VERSION_BASE):
             return compose(
                 "train",
                 overrides=[f"run_dir={tmp_path}/run", f"data.cache_dir={shared_cache}", *overrides],

@@ -1,13 +1,19 @@
 """Experiments that are sweeps: `-m experiment=ablation/...` alone runs the whole grid."""
 
+import functools
+import itertools
 import json
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
+from typing import Any
 
 import hydra
 import pytest
+from omegaconf import OmegaConf
 
+from resnet_lab.config.compose import VERSION_BASE
 from resnet_lab.config.messages import composition_errors
 from resnet_lab.sweep import launcher
 from resnet_lab.sweep.grid import Job
@@ -26,26 +32,26 @@ class Planned:
         self.jobs = {job.name: job for job in jobs}
 
 
-@pytest.fixture
-def planned(monkeypatch, tmp_path):
-    """`planned("experiment=...", ...)`: the sweep as composed and checked, none of it run."""
+@functools.cache
+def planned(*overrides: str) -> Planned:
+    """The sweep of `train.py -m OVERRIDES` as composed and checked, once; none of it is run."""
     found = []
 
-    def look(master, loader, overrides, preload, grace_seconds):
+    def look(
+        master: Any, loader: Any, jobs: Any, preload: Any, grace_seconds: Any, cluster: Any = None
+    ) -> list[Any]:
         folder = Path(master.hydra.sweep.dir)
-        _, keys, jobs = launcher._grid(master, loader, overrides, folder)
-        found.append(Planned(folder, keys, jobs))
+        _, keys, made = launcher._grid(master, loader, jobs, folder)
+        found.append(Planned(folder, keys, made))
         return []
 
-    def plan(*overrides: str) -> Planned:
-        monkeypatch.chdir(tmp_path)
-        monkeypatch.setattr(launcher, "launch", look)
-        monkeypatch.setattr(sys, "argv", ["train.py", "-m", *overrides])
+    with pytest.MonkeyPatch.context() as patch, tempfile.TemporaryDirectory() as empty:
+        patch.chdir(empty)
+        patch.setattr(launcher, "launch", look)
+        patch.setattr(sys, "argv", ["train.py", "-m", *overrides])
         with composition_errors():
-            hydra.main(str(CONF), "train", "1.3")(lambda cfg: None)()
-        return found.pop()
-
-    return plan
+            hydra.main(str(CONF), "train", **VERSION_BASE)(lambda cfg: None)()
+    return found.pop()
 
 
 def names(**values: str) -> list[str]:
@@ -70,7 +76,7 @@ def test_every_ablation_has_its_grid_here():
 
 
 @pytest.mark.parametrize("name", ABLATIONS)
-def test_an_ablation_alone_is_the_whole_grid(planned, name):
+def test_an_ablation_alone_is_the_whole_grid(name):
     sweep = planned(f"experiment=ablation/{name}")
     assert list(sweep.jobs) == GRIDS[name]
     assert sweep.folder == Path("outputs", "sweeps", name)
@@ -78,7 +84,7 @@ def test_an_ablation_alone_is_the_whole_grid(planned, name):
         assert f"experiment=ablation/{name}" in job.overrides
 
 
-def test_each_job_is_what_its_name_says(planned):
+def test_each_job_is_what_its_name_says():
     jobs = planned("experiment=ablation/depth").jobs
     plain = jobs["model=resnet56,shortcut=none,seed=0"].config
     assert (plain["model"]["depth"], plain["model"]["shortcut"]) == (56, "none")
@@ -87,7 +93,7 @@ def test_each_job_is_what_its_name_says(planned):
     assert (without["model"]["norm"], without["optimizer"]["lr"]) == ("none", 0.03)
 
 
-def test_the_command_line_replaces_what_an_ablation_sweeps(planned):
+def test_the_command_line_replaces_what_an_ablation_sweeps():
     sweep = planned("experiment=ablation/depth", "model=resnet20", "seed=0,1,2")
     assert sweep.keys == ["model.shortcut", "seed"]
     assert list(sweep.jobs) == [f"shortcut={s},seed={n}" for s in ("A", "none") for n in range(3)]
@@ -100,14 +106,18 @@ def test_the_command_line_replaces_what_an_ablation_sweeps(planned):
     ]
 
 
-def test_the_learning_rate_follows_the_batch_only_where_it_is_scaled(config):
-    def lr(batch_size: int, rule: str) -> float:
-        override = f"data.batch_size={batch_size}", f"lr_rule={rule}"
-        return config("experiment=ablation/batch_size", *override).optimizer.lr
-
-    for batch_size in (32, 128, 512, 2048):
-        assert lr(batch_size, "fixed") == 0.1
-        assert lr(batch_size, "scaled") == pytest.approx(0.1 * batch_size / 128)
+def test_the_learning_rate_follows_the_batch_only_where_it_is_scaled():
+    jobs = planned("experiment=ablation/batch_size").jobs.values()
+    assert {(job.swept["lr_rule"], job.swept["data.batch_size"]) for job in jobs} == set(
+        itertools.product(("fixed", "scaled"), ("32", "128", "512", "2048"))
+    )
+    for job in jobs:
+        config = OmegaConf.create(job.config)
+        rule, batch_size = config.lr_rule, config.data.batch_size
+        expected = 0.1 if rule == "fixed" else 0.1 * batch_size / 128
+        assert config.optimizer.lr == pytest.approx(expected)
+        config.data.batch_size = 96  # one that is in no list
+        assert config.optimizer.lr == pytest.approx({"fixed": 0.1, "scaled": 0.075}[rule])
 
 
 def train_py(folder: Path, *overrides: str) -> subprocess.CompletedProcess[str]:

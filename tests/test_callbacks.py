@@ -1,8 +1,10 @@
 """What the callbacks show is what happened: every figure is worked out again by hand."""
 
 import csv
+import io
 import json
 import os
+import re
 import subprocess
 import sys
 from itertools import pairwise
@@ -15,15 +17,20 @@ import torch
 from hydra import compose, initialize_config_dir
 from lightning.pytorch import Callback
 from PIL import Image
+from rich.console import Console
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from resnet_lab.callbacks import confusion_matrix, picture, sample_grid, wrong_images
-from resnet_lab.callbacks.confusion_matrix import ConfusionMatrix
+from resnet_lab import charts
+from resnet_lab.board import Board
+from resnet_lab.callbacks import confusion_matrix, live_bar, picture, sample_grid, wrong_images
+from resnet_lab.callbacks.confusion_matrix import Confusion
 from resnet_lab.callbacks.ema import EMA
 from resnet_lab.callbacks.grad_norm import GradNorm, _mean, _norms, blocks
-from resnet_lab.callbacks.grad_norm import draw as draw_gradients
+from resnet_lab.callbacks.tables import EpochTable
+from resnet_lab.config.compose import VERSION_BASE
+from resnet_lab.config.errors import UserError
 from resnet_lab.models.resnet import cifar_resnet
 from resnet_lab.report.runs import gradients
 from resnet_lab.report.write import report
@@ -57,7 +64,7 @@ def shown(tmp_path_factory: pytest.TempPathFactory, shared_cache: Path) -> Shown
     run_dir = tmp_path_factory.mktemp("pictures") / "run"
     grids: dict[str, tuple[Tensor, list[str]]] = {}
     overrides = [*QUICK, "callbacks=[default,pictures]", f"data.cache_dir={shared_cache}"]
-    with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
+    with initialize_config_dir(str(ROOT / "conf"), **VERSION_BASE):
         cfg = compose("train", overrides=[*overrides, f"run_dir={run_dir}"])
     with pytest.MonkeyPatch.context() as patch:
         for module, named in ((sample_grid, "sample_grid"), (wrong_images, "wrong_images")):
@@ -124,16 +131,23 @@ def test_confusions_are_those_of_the_best_checkpoint(shown, by_hand):
 
 
 def test_a_class_without_test_images_has_no_accuracy(tmp_path):
-    callback = ConfusionMatrix(str(tmp_path))
-    callback.names, callback.counts = ["cat", "dog"], torch.tensor([[3, 1], [0, 0]])
-    assert callback.accuracy_per_class() == {"cat": 0.75, "dog": None}
+    confusion = Confusion(["cat", "dog"])
+    labels, predicted = torch.tensor([0, 0, -1, 0, 0]), torch.tensor([0, 0, 0, 1, 0])
+    confusion.update(F.one_hot(predicted, 2).float(), labels)
+    assert confusion.matrix.tolist() == [[3, 1], [0, 0]]
+    assert confusion.accuracy_per_class() == {"cat": 0.75, "dog": None}
+    confusion.write(tmp_path / "confusion_matrix.csv")
+    assert [list(row.values()) for row in table(tmp_path / "confusion_matrix.csv")] == [
+        ["cat", "3", "1", "0.75"],
+        ["dog", "0", "0", ""],
+    ]
 
 
 @pytest.mark.parametrize("n", [2, 20, 21, 100, 101])
 def test_a_confusion_matrix_can_be_read_at_any_size(n):
     names = [f"a class with a long name, {i}" for i in range(n)]
     figure = confusion_matrix.draw(np.full((n, n), 1234), names)
-    pixels = picture._render(lambda: figure)
+    pixels = charts.render(lambda: figure)
     assert 400 < pixels.shape[0] < 3500
     axes = figure.axes[0]
     assert len(axes.texts) == (n * n if n <= 20 else 0)
@@ -159,7 +173,7 @@ def test_a_grid_shows_the_pixels_that_came_in():
     mean, std = [0.5, 0.4, 0.3], [0.2, 0.3, 0.25]
     colours = torch.tensor([[0.2, 0.4, 0.6], [1.0, 0.6, 0.0]])
     images = ((colours - torch.tensor(mean)) / torch.tensor(std)).view(2, 3, 1, 1)
-    pixels = picture._render(
+    pixels = charts.render(
         lambda: picture.grid(images.expand(2, 3, 8, 8), ["one", "two"], "", mean, std)
     )
     for colour in (255 * colours).round().int().tolist():
@@ -308,12 +322,9 @@ def test_report_shows_gradients_of_plain_beside_residual(config, tmp_path):
 
 
 def test_a_gradient_of_zero_can_be_drawn():
-    rows = [
-        {"epoch": str(e), "position": str(p), "stage": s, "block": s, "params": "1", "norm": norm}
-        for e in (0, 1)
-        for p, (s, norm) in enumerate([("trunk", "0.0"), ("head", "0.5")], 1)
-    ]
-    assert picture._render(lambda: draw_gradients(rows)).std() > 10
+    run = {epoch: [("trunk", 0.0), ("head", 0.5)] for epoch in (0, 1)}
+    line = charts.GradientLine("", "#000000", [run])
+    assert charts.render(lambda: charts.gradients([line])).std() > 5
 
 
 # ------------------------------------------------------------------ averages, stopping
@@ -371,7 +382,7 @@ def test_ema_is_its_recurrence_and_is_what_is_validated_saved_and_tested(config)
         if step == 4:
             last = checkpoint_io.load(Path(cfg.run_dir, "checkpoints", "last.ckpt"))
             torch.testing.assert_close(last["state_dict"][name], average)
-            assert torch.equal(last["weights_in_training"][name], watch.steps[4][name])
+            assert torch.equal(last["current_model_state"][name], watch.steps[4][name])
             torch.testing.assert_close(parts.classifier.state_dict()[name], average)
     best = checkpoint_io.load(Path(cfg.run_dir, "checkpoints", "best.ckpt"))
     seen = watch.validated[best["epoch"]]
@@ -418,7 +429,7 @@ def test_a_resumed_run_is_the_one_that_never_stopped(config, tmp_path):
     whole, stopped = tmp_path / "whole", tmp_path / "stopped"
     assert (whole / "grad_norm.csv").read_text() == (stopped / "grad_norm.csv").read_text()
     first, second = (checkpoint_io.load(d / "checkpoints" / "last.ckpt") for d in (whole, stopped))
-    for state in ("state_dict", "weights_in_training"):
+    for state in ("state_dict", "current_model_state"):
         for name, weight in first[state].items():
             assert torch.equal(weight, second[state][name]), (state, name)
 
@@ -428,6 +439,83 @@ def test_early_stopping_needs_validation(config):
         build.build(config(*QUICK, "callbacks=[default,early_stopping]", "data.val_size=0"))
 
 
+# ------------------------------------------------------------------ terminal, board, tables
+
+
+@pytest.mark.parametrize("terminal", [True, False])
+def test_the_bar_is_for_terminals_and_stays_below_the_log(tmp_path, shared_cache, terminal):
+    done = subprocess.run(
+        [
+            *(sys.executable, str(ROOT / "train.py"), *QUICK),
+            *(f"data.cache_dir={shared_cache}", f"hydra.run.dir={tmp_path}/run"),
+        ],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        timeout=120,
+        env=os.environ | {"TTY_COMPATIBLE": str(int(terminal)), "COLUMNS": "150", "TERM": "xterm"},
+    )
+    assert done.returncode == 0, done.stderr
+    for epoch in (1, 2):  # at the start of a line, or of one that has just been cleared
+        assert re.search(rf"(\n|\x1b\[2K)epoch   {epoch}/2   train ", done.stdout)
+    for shown in ("epoch 1/2", "loss: ", "val acc: ", "images/s: ", "left: ", "Testing"):
+        assert (shown in done.stdout) is terminal, shown
+
+
+def test_the_bar_reads_no_loss_between_two_refreshes(config, monkeypatch):
+    monkeypatch.setattr(live_bar, "REFRESH_SECONDS", 3600)
+    terminal = Console(force_terminal=True, file=io.StringIO())
+    monkeypatch.setattr(live_bar.console, "__dict__", terminal.__dict__)
+    read = []
+
+    class Loss(Tensor):
+        def __float__(self):
+            read.append(self)
+            return 0.0
+
+    step = live_bar.LiveBar.on_train_batch_end
+
+    def on_train_batch_end(self, trainer, pl_module, outputs, *args):
+        step(self, trainer, pl_module, {"loss": outputs["loss"].as_subclass(Loss)}, *args)
+
+    monkeypatch.setattr(live_bar.LiveBar, "on_train_batch_end", on_train_batch_end)
+    parts = build.build(config(*QUICK, "callbacks=[live_bar]", "data.val_size=0"))
+    with training.known_warnings():
+        parts.trainer.fit(parts.classifier, datamodule=parts.datamodule)
+    assert parts.trainer.progress_bar_callback.progress is not None
+    assert parts.trainer.global_step == 8
+    assert len(read) == 1
+
+
+def test_a_resumed_board_shows_what_is_written_again_once(tmp_path):
+    for step, value in ((None, 1.0), (4, 2.0)):  # begun, and resumed from the fourth step
+        board = Board(str(tmp_path))
+        if step is not None:
+            board.resume(step)
+        for now in range((step or 0) + 1, 7):
+            board.log_metrics({"train/loss_step": value}, now)
+        board.finalize("success")
+    shown = EventAccumulator(str(tmp_path))
+    shown.Reload()
+    points = [(event.step, event.value) for event in shown.Scalars("train/loss_step")]
+    assert points == [(1, 1.0), (2, 1.0), (3, 1.0), (4, 1.0), (5, 2.0), (6, 2.0)]
+
+
+def test_a_table_is_replaced_and_no_link_followed(tmp_path):
+    outside = tmp_path / "outside.csv"
+    outside.write_text("epoch,figure\n1,one\n2,two\n3,three\n")
+    table = EpochTable(tmp_path / "table.csv", ("epoch", "figure"))
+    table.path.symlink_to(outside)
+    table.resume(2)
+    table.add([{"epoch": 3, "figure": "new"}])
+    assert outside.read_text().endswith("3,three\n")
+    assert not table.path.is_symlink()
+    assert table.path.read_text().split() == ["epoch,figure", "1,one", "2,two", "3,new"]
+    table.path.write_text("neither\n1\n")
+    with pytest.raises(UserError, match="cannot be read"):
+        table.resume(2)
+
+
 # ------------------------------------------------------------------ in any run
 
 
@@ -435,7 +523,7 @@ def test_a_picture_that_fails_costs_no_result(config, monkeypatch, caplog):
     def broken(_):
         raise RuntimeError("no fonts")
 
-    monkeypatch.setattr(picture, "_render", broken)
+    monkeypatch.setattr(charts, "render", broken)
     cfg = config(*QUICK, "callbacks=[default,pictures]", "trainer.max_epochs=1")
     result = training.train(cfg)
     assert result["status"] == "finished"

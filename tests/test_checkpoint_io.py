@@ -12,6 +12,7 @@ import pytest
 import torch
 
 from resnet_lab.run import checkpoint_io
+from resnet_lab.run.folder import RunFolder
 
 IO = checkpoint_io.DurableCheckpointIO()
 
@@ -43,7 +44,7 @@ def test_the_one_before_is_kept(run_dir):
     assert names(run_dir) == ["last.ckpt", "previous.ckpt"]
     for name, step in (("last", 2), ("previous", 1)):
         assert checkpoint_io.load(run_dir / "checkpoints" / f"{name}.ckpt")["step"] == step
-    assert checkpoint_io.newest(run_dir)[1]["step"] == 2
+    assert checkpoint_io.newest(RunFolder(run_dir))[1]["step"] == 2
 
 
 def empty(path: Path) -> None:
@@ -67,18 +68,18 @@ def no_zip(path: Path) -> None:
 @pytest.mark.parametrize("damage", [empty, truncate, flip, no_zip, Path.unlink])
 def test_a_damaged_one_is_said_and_the_one_before_is_used(run_dir, damage, caplog):
     damage(run_dir / "checkpoints" / "last.ckpt")
-    path, checkpoint = checkpoint_io.newest(run_dir)
+    path, checkpoint = checkpoint_io.newest(RunFolder(run_dir))
     assert path.name == "previous.ckpt"
     assert checkpoint["step"] == 1
     assert "last.ckpt" in caplog.text
-    assert "going on from previous.ckpt" in caplog.text
+    assert "resuming from previous.ckpt" in caplog.text
     if damage is not Path.unlink:
         with pytest.raises(ValueError, match="is damaged"):
             IO.load_checkpoint(run_dir / "checkpoints" / "last.ckpt")
 
     empty(run_dir / "checkpoints" / "previous.ckpt")
     with pytest.raises(ValueError, match="nothing to go on from"):
-        checkpoint_io.newest(run_dir)
+        checkpoint_io.newest(RunFolder(run_dir))
 
 
 def test_code_in_a_checkpoint_is_not_run(tmp_path, monkeypatch):
@@ -105,18 +106,18 @@ def test_a_full_disk_is_said_and_leaves_the_old_ones(run_dir):
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
         signal.signal(signal.SIGXFSZ, handler)
     assert names(run_dir) == ["last.ckpt", "previous.ckpt"]
-    assert checkpoint_io.newest(run_dir)[1]["step"] == 2
+    assert checkpoint_io.newest(RunFolder(run_dir))[1]["step"] == 2
 
 
 def test_a_folder_that_cannot_be_written_is_said(run_dir, monkeypatch):
     def denied(*_, **__):
         raise PermissionError(13, "Permission denied")
 
-    monkeypatch.setattr(Path, "open", denied)
+    monkeypatch.setattr("resnet_lab.files.os.open", denied)
     with pytest.raises(ValueError, match=r"cannot write the checkpoint .*Permission denied"):
         save(run_dir, 3)
     monkeypatch.undo()
-    assert checkpoint_io.newest(run_dir)[1]["step"] == 2
+    assert checkpoint_io.newest(RunFolder(run_dir))[1]["step"] == 2
 
 
 # ---------------------------------------------------------------------- long: make test-faults
@@ -185,7 +186,7 @@ def test_killed_while_saving(run_dir, figure, monkeypatch):
         os.kill(process.pid, signal.SIGKILL)
         process.join()
         midway += ".last.ckpt.part" in names(run_dir)
-        _, checkpoint = checkpoint_io.newest(run_dir)
+        _, checkpoint = checkpoint_io.newest(RunFolder(run_dir))
         step = checkpoint["step"]
         assert step >= 2
         whole = content(step, 1000 if step < 3 else 500_000)["state_dict"]["weight"]

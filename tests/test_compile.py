@@ -23,26 +23,27 @@ SMALL = (
 )
 
 
-def test_auto_follows_the_steps_ahead_and_the_compiler(monkeypatch):
-    assert decide("auto", "cpu", 999)[0] is False
-    assert decide("auto", "mps", 10**6)[0] is False
-    monkeypatch.setattr(compile_net, "missing_compiler", lambda device: None)
-    assert decide("auto", "cpu", 10**6)[0] is True
-    monkeypatch.setattr(compile_net, "missing_compiler", lambda device: "no C++ compiler")
-    assert decide("auto", "cpu", 10**6) == (False, "no C++ compiler")
-    assert decide(True, "cpu", 1)[0] is True
-    assert decide(False, "cpu", 10**6)[0] is False
-
-
-def test_the_missing_compiler_is_named(monkeypatch):
-    monkeypatch.setenv("CXX", "no-such-compiler")
-    assert "no-such-compiler" in (compile_net.missing_compiler("cpu") or "")
+@pytest.mark.parametrize(
+    ("choice", "device", "precision", "steps", "expected"),
+    [
+        ("auto", "cpu", "32-true", 10**6, (True, "1,000,000 steps ahead")),
+        ("auto", "cpu", "32-true", 5499, (False, "it pays from 5,500 on")),
+        ("auto", "cpu", "bf16-mixed", 10**6, (False, "no gain is known on cpu in bf16-mixed")),
+        ("auto", "cuda", "32-true", 10**6, (False, "no gain is known on cuda")),
+        (True, "mps", "bf16-mixed", 1, (True, "compile=true")),
+        (False, "cpu", "32-true", 10**6, (False, "compile=false")),
+    ],
+)
+def test_auto_compiles_where_it_was_measured_to_pay(choice, device, precision, steps, expected):
+    chosen, reason = decide(choice, device, precision, steps)
+    assert chosen is expected[0]
+    assert expected[1] in reason
 
 
 def test_a_compiled_run_trains_as_the_other_and_its_checkpoint_has_clean_names(config, tmp_path):
     results, weights = [], []
-    for wish in ("true", "false"):
-        cfg = config(*SMALL, f"compile={wish}", f"run_dir={tmp_path}/{wish}")
+    for choice in ("true", "false"):
+        cfg = config(*SMALL, f"compile={choice}", f"run_dir={tmp_path}/{choice}")
         results.append(training.train(cfg))
         weights.append(checkpoint_io.load(Path(cfg.run_dir, "checkpoints/last.ckpt"))["state_dict"])
     assert [r["compiled"] for r in results] == [True, False]

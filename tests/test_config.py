@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from resnet_lab.config import errors as config_room
 from resnet_lab.config.check import check
-from resnet_lab.run.claim import claim
+from resnet_lab.config.rules import RULES
+from resnet_lab.run.folder import RunFolder
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -137,8 +137,8 @@ def test_help_and_config_do_without_torch():
 
 
 def test_no_two_runs_share_a_folder(tmp_path):
-    folders = [claim(tmp_path / "a" / "12-00-00-resnet20") for _ in range(3)]
-    assert [f.name for f in folders] == [
+    folders = [RunFolder(tmp_path / "a" / "12-00-00-resnet20").claim() for _ in range(3)]
+    assert [folder.path.name for folder in folders] == [
         "12-00-00-resnet20",
         "12-00-00-resnet20-2",
         "12-00-00-resnet20-3",
@@ -146,11 +146,11 @@ def test_no_two_runs_share_a_folder(tmp_path):
 
 
 def test_a_folder_named_by_the_user_must_not_hold_a_run(tmp_path):
-    assert claim(tmp_path / "mine", named=True) == tmp_path / "mine"
-    assert claim(tmp_path / "mine", named=True) == tmp_path / "mine"
+    for _ in range(2):
+        assert RunFolder(tmp_path / "mine").claim(named=True).path == tmp_path / "mine"
     (tmp_path / "mine" / "config.yaml").touch()
     with pytest.raises(ValueError, match="holds a run already"):
-        claim(tmp_path / "mine", named=True)
+        RunFolder(tmp_path / "mine").claim(named=True)
 
 
 def test_a_mistake_leaves_no_folder_behind(tmp_path):
@@ -163,10 +163,8 @@ def test_every_rule_names_a_key_that_some_config_has(config):
     from omegaconf import OmegaConf
 
     chosen = [f"{group}={c}" for group in ("optimizer", "scheduler") for c in choices(group)]
-    seen = {
-        key
-        for choice in (*chosen, "model=pretrained", "callbacks=[unfreeze]")
-        for key in config_room.RULES
-        if OmegaConf.select(config(choice), key, default=config) is not config
-    }
-    assert seen == set(config_room.RULES)
+    seen = set()
+    for choice in (*chosen, "model=pretrained", "callbacks=[unfreeze]"):
+        cfg = config(choice)
+        seen |= {key for key in RULES if OmegaConf.select(cfg, key, default=config) is not config}
+    assert seen == set(RULES)

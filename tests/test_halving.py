@@ -226,8 +226,9 @@ def test_without_halving_the_cut_jobs_go_on(nine):
         ("waiting", True): 8,
         ("finished", False): 1,
     }
-    ledger.begin(jobs[0])
-    assert json.loads((jobs[0].folder / "sweep_job.json").read_text())["rung"] is None
+    assert not any("pause_after" in argument for argument in ledger.begin(jobs[0]))
+    jobs[1].rung = 9
+    assert "callbacks.last.pause_after=9" in ledger.begin(jobs[1])
 
 
 def test_what_begins_anew_has_no_figures_yet(nine):
@@ -373,10 +374,9 @@ def test_a_run_that_pauses_at_its_rungs_ends_as_it_would_have(config, tmp_path):
     wishes = (*TINY, "trainer.max_epochs=4", "callbacks=[default,ema]")
     training.train(config(*wishes, f"run_dir={tmp_path}/whole"))
     halved = tmp_path / "halved"
-    halved.mkdir()
     cfg = config(*wishes, f"run_dir={halved}")
     for rung in (1, 2):
-        (halved / "sweep_job.json").write_text(json.dumps({"rung": rung}))
+        cfg.callbacks.last.pause_after = rung
         with pytest.raises(Paused) as end:
             training.train(cfg)
         assert end.value.code == 0

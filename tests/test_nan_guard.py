@@ -118,7 +118,7 @@ class OnDevice(NanGuard):
     """The way that CUDA goes, on the CPU: the optimizer is told, the host hears later."""
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self._first, self._heard = torch.full((), -1), torch.full((), -1)
+        self._first, self._copy = torch.full((), -1), torch.full((), -1)
 
 
 @pytest.mark.filterwarnings("ignore:.*does not have many workers.*")

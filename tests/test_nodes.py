@@ -14,10 +14,9 @@ import pytest
 from hydra import compose, initialize_config_dir
 from omegaconf import DictConfig, OmegaConf
 
+from resnet_lab.config.compose import VERSION_BASE
 from resnet_lab.run import checkpoint_io, distributed
-from resnet_lab.run.build import build
 from resnet_lab.run.claim import CheckAndClaim
-from resnet_lab.sharding import Sharded
 from resnet_lab.sweep import slurm
 from resnet_lab.sweep.grid import Job
 
@@ -133,7 +132,7 @@ def test_which_process_of_a_run_this_is(environment, variables, first, from_outs
 
 def begun(*overrides: str) -> DictConfig:
     """The config as the run gets it, behind the callback that gives it a folder."""
-    with initialize_config_dir(str(CONF), version_base="1.3"):
+    with initialize_config_dir(str(CONF), **VERSION_BASE):
         cfg = compose("train", overrides=list(overrides), return_hydra_config=True)
         CheckAndClaim().on_run_start(cfg)
     return cfg
@@ -163,11 +162,10 @@ def test_a_requeued_job_goes_on_by_itself_once_there_is_something_to_go_on_from(
     environment(**SRUN, SLURM_PROCID="0")
     cfg = begun(*command)
     folder = Path(cfg.hydra.run.dir)
-    hydra = {"overrides": {"task": list(command)}, "runtime": {"choices": {"model": "resnet32"}}}
     own = OmegaConf.to_container(cfg)
     del own["hydra"]
     (folder / ".hydra").mkdir()
-    OmegaConf.save({"hydra": hydra}, folder / ".hydra" / "hydra.yaml")
+    OmegaConf.save(list(command), folder / ".hydra" / "overrides.yaml")
     own = OmegaConf.create({**own, "run_dir": str(folder)})
     OmegaConf.save(own, folder / "config.yaml", resolve=True)
     with pytest.raises(SystemExit, match="holds a run already"):
@@ -289,26 +287,6 @@ def test_two_nodes_are_restarted_stop_together_and_go_on(tmp_path, shared_cache)
     result = json.loads((only_run(tmp_path) / "result.json").read_text())
     assert (result["status"], result["epochs"], result["steps"]) == ("finished", 100, 400)
     assert rows() == 100
-
-
-def test_sharding_says_what_it_cannot_do(config):
-    with pytest.raises(ValueError, match="trainer=fsdp: needs GPUs, and there is none"):
-        build(config("trainer=fsdp", "trainer.devices=1", "trainer.accelerator=cpu"))
-    with pytest.raises(ValueError, match=r"leave out classifier\.decay_norm_and_bias=false"):
-        build(
-            config(
-                *("trainer=fsdp", "trainer.devices=1", "trainer.accelerator=cpu"),
-                "classifier.decay_norm_and_bias=false",
-            )
-        )
-
-
-def test_a_sharded_run_keeps_the_checkpoint_before_the_last(tmp_path):
-    strategy = Sharded(checkpoint_io=checkpoint_io.DurableCheckpointIO())
-    last, previous = tmp_path / "last.ckpt", tmp_path / "previous.ckpt"
-    for step in (1, 2):
-        strategy.save_checkpoint({"step": step}, last, storage_options={"previous": previous})
-    assert [checkpoint_io.load(path)["step"] for path in (last, previous)] == [2, 1]
 
 
 # ------------------------------------------------------------------ a sweep on a cluster

@@ -18,7 +18,9 @@ from torchvision import models
 
 from resnet_lab.callbacks.unfreeze import Unfreeze
 from resnet_lab.config.check import check
-from resnet_lab.models.pretrained import Pretrained, preprocessing, stages
+from resnet_lab.config.compose import VERSION_BASE
+from resnet_lab.config.errors import UserError
+from resnet_lab.models.pretrained import TORCHVISION, Pretrained, preprocessing, stages
 from resnet_lab.models.resnet import cifar_resnet
 from resnet_lab.run import build, checkpoint_io, training
 
@@ -44,7 +46,7 @@ def trunk_run(tmp_path_factory, shared_cache):
     from hydra import compose, initialize_config_dir
 
     folder = tmp_path_factory.mktemp("runs") / "trunk"
-    with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
+    with initialize_config_dir(str(ROOT / "conf"), **VERSION_BASE):
         cfg = compose(
             "train", [f"run_dir={folder}", f"data.cache_dir={shared_cache}", *QUICK, "seed=3"]
         )
@@ -74,24 +76,32 @@ def test_vgg16_gets_a_new_classifier():
     assert not any(isinstance(m, nn.Linear) for m in net.trunk.modules())
 
 
-@pytest.mark.parametrize(
-    ("trunk", "number"),
-    [
-        ("resnet50", 5),
-        ("vgg16", 5),
-        ("alexnet", 3),
-        ("densenet121", 9),  # stem, 4 blocks, 3 transitions, last norm
-        ("googlenet", 12),  # stem, two rows, 9 inception modules
-        ("convnext_tiny", 9),
-        ("mobilenet_v3_small", 13),
-        ("vit_b_16", 2),
-    ],
-)
-def test_trunks_of_all_families(trunk, number):
+@pytest.mark.parametrize("trunk", TORCHVISION)
+def test_every_torchvision_trunk_has_five_stages_and_takes_a_head(trunk):
     with torch.device("meta"):
         net = Pretrained(trunk=trunk, num_classes=7, freeze=1)
-        assert len(stages(net.trunk)) == number
+        assert len(stages(net.trunk)) == 5
         assert net(torch.empty(2, 3, 224, 224)).shape == (2, 7)
+    assert not any(isinstance(m, nn.Linear) for m in net.trunk.modules())
+    assert preprocessing(trunk).image_size == 224
+
+
+def test_the_trunks_are_torchvisions_resnets_and_vggs():
+    theirs = models.list_models(models, include=["*resn*", "vgg*"])
+    assert sorted(TORCHVISION) == sorted(theirs)
+
+
+def test_a_stage_of_a_vgg_ends_in_its_pooling():
+    with torch.device("meta"):
+        net = models.vgg11()
+    convolutions = [[0], [3], [6, 8], [11, 13], [16, 18]]  # their places in `features`
+    found = stages(net)[:5]
+    for stage, places in zip(found, convolutions, strict=True):
+        modules = {name: net.get_submodule(name) for name in stage}
+        assert [n for n, m in modules.items() if isinstance(m, nn.Conv2d)] == [
+            f"features.{place}" for place in places
+        ]
+        assert isinstance(list(modules.values())[-1], nn.MaxPool2d)
 
 
 def test_the_stages_of_our_nets_are_stem_and_stages():
@@ -109,11 +119,15 @@ def test_freezing_more_than_there_is(freeze):
         Pretrained(trunk="resnet18", num_classes=10, freeze=freeze)
 
 
-def test_unknown_trunks_and_trunks_without_a_linear_layer(config):
-    with pytest.raises(ValueError, match=r"resnet81: neither .* resnet1.* nor a run folder"):
-        build.build(config("model=pretrained", "model.trunk=resnet81"))
-    with pytest.raises(ValueError, match="no linear layer"), torch.device("meta"):
-        Pretrained(trunk="squeezenet1_1", num_classes=10)
+@pytest.mark.parametrize("trunk", ["resnet81", "densenet121"])
+def test_another_trunk_is_refused_with_the_names_there_are(config, trunk):
+    with pytest.raises(UserError, match=f"^model.trunk={trunk}: neither .*resnet18, .*vgg19_bn.$"):
+        build.build(config("model=pretrained", f"model.trunk={trunk}"))
+
+
+def test_a_trunk_needs_a_linear_layer_to_be_cut_at():
+    with pytest.raises(UserError, match="trunk=Sequential: its last part has no linear layer"):
+        Pretrained(trunk=nn.Sequential(nn.Conv2d(3, 4, 3)), num_classes=10)
 
 
 # ---------------------------------------------------------------------- frozen
@@ -169,6 +183,11 @@ def test_frozen_batch_norm_stays_frozen_when_it_becomes_sync_batch_norm():
 # ---------------------------------------------------------------------- weights
 
 
+class Code:
+    def __reduce__(self):
+        return os.mkdir, ("made_by_a_weights_file",)
+
+
 def published(name: str, folder: Path) -> tuple[nn.Module, Path]:
     """A net of torchvision's and a file of its weights as torchvision publishes them."""
     net = getattr(models, name)(weights=None)
@@ -208,20 +227,26 @@ def test_without_network_one_sentence_says_which_file_goes_where(tmp_path, monke
     assert f"put {file} into {tmp_path / 'hub' / 'checkpoints'}" in str(error.value)
 
 
-def test_densenet_files_have_names_of_their_own(tmp_path):
-    theirs, file = published("densenet121", tmp_path)
-    old = {
-        re.sub(r"(denselayer\d+\.(?:norm|conv))([12])\.", r"\1.\2.", name): tensor
-        for name, tensor in theirs.state_dict().items()
-        if not name.endswith("num_batches_tracked")
-    }
-    assert old.keys() - theirs.state_dict().keys()
+def test_a_damaged_download_is_one_sentence_and_runs_no_code(tmp_path, monkeypatch):
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path))
+    monkeypatch.chdir(tmp_path)
+    _, file = published("resnet18", tmp_path / "hub" / "checkpoints")
+    with torch.device("meta"):
+        net = Pretrained(trunk="resnet18", num_classes=10, weights="DEFAULT")
+    torch.save({"conv1.weight": Code()}, file)
+    with pytest.raises(UserError, match=r"DEFAULT: cannot read .*\.pth \(.*; put") as error:
+        net.load_weights()
+    assert "\n" not in str(error.value)
+    assert not Path("made_by_a_weights_file").exists()
+
+
+def test_files_older_than_the_counter_of_batches_will_do(tmp_path):
+    theirs, file = published("resnet18", tmp_path)
+    old = {k: v for k, v in theirs.state_dict().items() if "num_batches_tracked" not in k}
     torch.save(old, file)
-    net = Pretrained(trunk="densenet121", num_classes=10, weights=str(file))
+    net = Pretrained(trunk="resnet18", num_classes=10, weights=str(file))
     net.load_weights()
-    assert torch.equal(net.trunk.features.norm5.weight, theirs.features.norm5.weight)
-    block, theirs_block = net.trunk.features.denseblock2, theirs.features.denseblock2
-    assert torch.equal(block.denselayer3.conv2.weight, theirs_block.denselayer3.conv2.weight)
+    assert torch.equal(net.trunk.layer4[1].bn2.running_var, theirs.layer4[1].bn2.running_var)
 
 
 def test_weights_of_another_net_no_weights_and_no_file(tmp_path):
@@ -237,11 +262,6 @@ def test_weights_of_another_net_no_weights_and_no_file(tmp_path):
     net.weights = str(tmp_path / "absent.pth")
     with pytest.raises(ValueError, match=r"cannot be read .*No such file"):
         net.load_weights()
-
-
-class Code:
-    def __reduce__(self):
-        return os.mkdir, ("made_by_a_weights_file",)
 
 
 def test_a_weights_file_cannot_run_code(tmp_path, monkeypatch):
@@ -329,18 +349,16 @@ def test_trunks_that_cannot_be(config, tmp_path):
     (tmp_path / "config.yaml").write_text("lr: 1")
     with pytest.raises(ValueError, match="not the config of a run"):
         check(config("model=pretrained", f"model.trunk={tmp_path}"))
-    # More such targets are in test_trust.py.
-    for model in (
-        {"_target_": "os.mkdir"},
-        {"_target_": "torch.nn.Sequential", "_args_": [{"_target_": "os.mkdir"}]},
-    ):
+    # Only exact names of a list: what a folder says is data of anybody.
+    for target in ("os.mkdir", "torch.nn.Sequential"):
+        model = {"_target_": target, "_args_": [{"_target_": "os.mkdir"}]}
         OmegaConf.save({"model": model, "data": {}}, tmp_path / "config.yaml")
-        with pytest.raises(ValueError, match=r"model\.trunk=.*os\.mkdir is not among the things"):
+        with pytest.raises(UserError, match=f"{target} is none of the names that a run folder may"):
             check(config("model=pretrained", f"model.trunk={tmp_path}"))
     model = {"_target_": "resnet_lab.models.pretrained.torch.hub.load"}
     images = {"image_size": 32, "mean": [0.5] * 3, "std": [0.2] * 3}
     OmegaConf.save({"model": model, "data": images}, tmp_path / "config.yaml")
-    with pytest.raises(ValueError, match=r"is torch\.hub\.load, which is not among the things"):
+    with pytest.raises(ValueError, match=r"torch\.hub\.load is none of the names that a run"):
         build.build(config("model=pretrained", f"model.trunk={tmp_path}"))
 
 
@@ -350,6 +368,8 @@ def test_trunks_that_cannot_be(config, tmp_path):
         ("model.freeze=some", "model.freeze=some: must be all, none or a number of stages"),
         ("model.freeze=0", "model.freeze=0: must be"),
         ("model.head=[0]", r"model.head=\[0\]: must be a list of whole numbers"),
+        ("model.dropout=1", "model.dropout=1: must be a number from 0 to below 1"),
+        ("+model.width=2", "model.width: Pretrained has no such option; it has dropout, "),
         ("classifier.trunk_lr_scale=0", "trunk_lr_scale=0: must be a number above 0"),
     ],
 )

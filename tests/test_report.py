@@ -330,7 +330,6 @@ def test_single_run_and_repeats(tmp_path):
 REFERENCES = [
     (8.75, 91.25),
     ({"test_error": 8.75, "source": "He et al. 2015, Table 6"}, 91.25),
-    ({"test_acc": 0.876}, 87.6),
     ({"test_acc": 87.6}, 87.6),
 ]
 

@@ -77,8 +77,9 @@ def outcome(run_dir: Path) -> dict[str, Any]:
     board = EventAccumulator(str(run_dir / "tensorboard"))
     board.Reload()
     points = {
-        # Sorted, since files begun within one second are not read in their order.
-        tag: sorted((event.step, event.value) for event in board.Scalars(tag))
+        # Sorted, since files begun within one second are not read in their order; once, since a run
+        # killed between an epoch's figures and its checkpoint writes them again, alike.
+        tag: sorted({(event.step, event.value) for event in board.Scalars(tag)})
         for tag in board.Tags()["scalars"]
         if "images_per_second" not in tag
     }

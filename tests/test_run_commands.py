@@ -16,6 +16,7 @@ from PIL import Image
 from resnet_lab.cli import main
 from resnet_lab.commands import export as export_room
 from resnet_lab.commands import predict as predict_room
+from resnet_lab.config.compose import VERSION_BASE
 from resnet_lab.data.decode import fit
 from resnet_lab.run import load, training
 
@@ -26,7 +27,7 @@ CONF = Path(__file__).resolve().parents[1] / "conf"
 def run_dir(tmp_path_factory, shared_cache):
     """A finished run on digits, good enough to get most of them right."""
     folder = tmp_path_factory.mktemp("run")
-    with initialize_config_dir(str(CONF), version_base="1.3"):
+    with initialize_config_dir(str(CONF), **VERSION_BASE):
         cfg = compose(
             "train",
             overrides=[
@@ -118,12 +119,13 @@ def test_evaluate_finds_what_training_found(run_dir, digits, probabilities, caps
 
     with (newest(run_dir) / "confusion_matrix.csv").open(newline="") as file:
         titles, *rows = csv.reader(file)
-    assert titles == ["true class", *map(str, range(10))]
+    assert titles == ["true class", *map(str, range(10)), "accuracy"]
     matrix = np.zeros((10, 10), dtype=int)
     np.add.at(matrix, (digits[1], plain.argmax(1).numpy()), 1)
-    assert [row[0] for row in rows] == titles[1:]
-    assert [[int(n) for n in row[1:]] for row in rows] == matrix.tolist()
+    assert [row[0] for row in rows] == titles[1:-1]
+    assert [[int(n) for n in row[1:-1]] for row in rows] == matrix.tolist()
     per_class = {str(i): matrix[i, i] / matrix[i].sum() for i in range(10)}
+    assert [float(row[-1]) for row in rows] == pytest.approx(list(per_class.values()))
     assert written["acc_per_class"] == pytest.approx(per_class)
     screen = capsys.readouterr().out
     assert f"{result['test/acc']:.4f}" in screen

@@ -18,6 +18,7 @@ from resnet_lab.report.runs import read
 from resnet_lab.report.search import Objective, importance
 from resnet_lab.report.write import report
 from resnet_lab.run import training
+from resnet_lab.study import STORAGE
 from resnet_lab.sweep import search
 
 optuna = pytest.importorskip("optuna", reason="the extra [optuna] is not installed")
@@ -38,9 +39,10 @@ from pathlib import Path
 
 def sweep():
     import hydra
+    from resnet_lab.config.compose import VERSION_BASE
     from resnet_lab.config.messages import composition_errors
     with composition_errors():
-        hydra.main({str(ROOT / "conf")!r}, "train", "1.3")(lambda cfg: None)()
+        hydra.main({str(ROOT / "conf")!r}, "train", **VERSION_BASE)(lambda cfg: None)()
 
 def job():
     given = dict(argument.partition("=")[::2] for argument in sys.argv[1:])
@@ -325,7 +327,9 @@ TINY = (
 
 
 @pytest.mark.parametrize(("pruner", "hopeless"), [("median", True), ("median", False)])
-def test_a_hopeless_trial_is_pruned_after_a_validation(config, tmp_path, pruner, hopeless):
+def test_a_hopeless_trial_is_pruned_after_a_validation(
+    config, tmp_path, monkeypatch, pruner, hopeless
+):
     url = f"sqlite:///{tmp_path}/study.db"
     study = optuna.create_study(storage=url, study_name="s", direction="maximize")
     reached = 1.0 if hopeless else 0.0
@@ -334,15 +338,14 @@ def test_a_hopeless_trial_is_pruned_after_a_validation(config, tmp_path, pruner,
             optuna.trial.create_trial(value=reached, intermediate_values={1: reached, 2: reached})
         )
     trial = study.ask()
-    told = {"study": "s", "storage": url, "number": trial.number, "objective": "val/acc"}
-    told |= {"pruner": pruner, "options": {}, "epochs": 3}
-    (tmp_path / "run").mkdir()
-    (tmp_path / "run" / "sweep_job.json").write_text(json.dumps({"trial": told}))
+    monkeypatch.setenv(STORAGE, url)
     result = training.train(
         config(
             *(*TINY, "trainer.max_epochs=2", "data.batch_size=256"),
             "+callbacks.prune._target_=resnet_lab.callbacks.prune.Prune",
-            "+callbacks.prune.run_dir=${run_dir}",
+            *("+callbacks.prune.study=s", f"+callbacks.prune.trial={trial.number}"),
+            *("+callbacks.prune.objective=val/acc", f"+callbacks.prune.pruner={pruner}"),
+            *("+callbacks.prune.options={}", "+callbacks.prune.epochs=3"),
         )
     )
     values = study.get_trials()[trial.number].intermediate_values

@@ -18,10 +18,13 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from resnet_lab.config.errors import UserError
 from resnet_lab.data import sources
 from resnet_lab.data.cache import cached
 from resnet_lab.data.decode import fit, random_resized_crop, to_rgb
-from resnet_lab.data.sources import CIFAR10, CIFAR100, Digits, ImageFolder, Make
+from resnet_lab.data.sources import CIFAR10, CIFAR100, Digits, ImageFolder
+from resnet_lab.data.sources.protocol import Make
+from resnet_lab.files import CACHE_TAG, is_cache_folder
 
 
 def make_folder(root: Path, splits: dict[str, dict[str, int]], side: int = 8) -> Path:
@@ -228,7 +231,7 @@ def test_an_image_folder_is_read(folder: Path) -> None:
     assert source.images("val", 4).shape == (2, 4, 4, 3)
 
 
-def test_strangers_in_a_folder_are_left_out(folder: Path) -> None:
+def test_unknown_files_in_a_folder_are_left_out(folder: Path) -> None:
     cat = folder / "train" / "cat"
     for name in (".hidden.png", "._000.png", ".DS_Store", "Thumbs.db", "desktop.ini", "notes.txt"):
         (cat / name).write_text("no image")
@@ -243,7 +246,7 @@ def test_strangers_in_a_folder_are_left_out(folder: Path) -> None:
     source = open_folder(folder)
     assert source.class_names == ["ant", "cat"]
     assert len(source.labels("train")) == 5
-    assert source.strangers("train") == 3  # what is hidden is not worth a word
+    assert source.unknown_files("train") == 3  # what is hidden is not worth a word
 
 
 @pytest.mark.parametrize("absent", ["images", "images/train", "images/test"])
@@ -379,6 +382,37 @@ def test_a_cache_that_cannot_be_written_is_a_sentence(tmp_path: Path) -> None:
         cached(tmp_path / "file" / "entry", Path.touch, Path.read_text)
 
 
+def test_a_cache_folder_of_ours_is_tagged_and_others_are_not(tmp_path: Path) -> None:
+    def write(partial: Path) -> None:
+        (partial / "value").write_text("7")
+
+    def read(folder: Path) -> str:
+        return (folder / "value").read_text()
+
+    (tmp_path / "full").mkdir()
+    (tmp_path / "full" / "thesis.txt").touch()
+    for name in ("new/below", "full"):
+        assert cached(tmp_path / name / "entry", write, read) == "7"
+    tag = tmp_path / "new" / "below" / CACHE_TAG
+    assert tag.read_text().splitlines()[0] == "Signature: 8a477f597d28d172789f06886806bc55"
+    assert is_cache_folder(tag.parent)
+    assert not is_cache_folder(tmp_path / "full")
+    assert not is_cache_folder(tmp_path / "nowhere")
+    (tmp_path / "full" / CACHE_TAG).symlink_to(tag)
+    assert not is_cache_folder(tmp_path / "full")
+    tag.write_text("Signature: 8a47")
+    assert not is_cache_folder(tag.parent)
+
+
+def test_no_entry_is_unpickled(folder: Path) -> None:
+    """An entry from anybody, which is an array of objects, is damaged and made anew."""
+    source = open_folder(folder)
+    wanted = np.array(source.images("train", 8))
+    path = source.entry("train", "train-8") / "images.npy"
+    np.save(path, np.array([pytest.fail], dtype=object), allow_pickle=True)
+    np.testing.assert_array_equal(open_folder(folder).images("train", 8), wanted)
+
+
 # ---------------------------------------------------------------- digits and CIFAR
 
 
@@ -482,54 +516,56 @@ def test_tampered_cifar_files_are_refused_before_unpickling(
 
 
 def test_a_tampered_cifar_archive_is_not_unpacked(cifar: Path) -> None:
-    with open(cifar / "cifar-10-python.tar.gz", "ab") as file:
+    archive = cifar / "cifar-10-python.tar.gz"
+    with open(archive, "ab") as file:
         file.write(b"x")
-    with pytest.raises(ValueError, match=r"cifar-10-python\.tar\.gz has the wrong checksum"):
+    tampered = archive.read_bytes()
+    with pytest.raises(UserError, match=r"cifar-10-python\.tar\.gz has the wrong checksum"):
         CIFAR10(str(cifar), str(cifar.parent / "cache")).images("train", 32)
     assert not (cifar / "cifar-10-batches-py").exists()
+    assert archive.read_bytes() == tampered  # torchvision alone would overwrite it
 
 
-def test_of_an_archive_only_the_files_of_the_data_set_are_unpacked(
+def test_a_broken_download_takes_no_name_and_a_whole_one_does(
+    cifar: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    root, archive = cifar.parent / "other", "cifar-10-python.tar.gz"
+    whole = (cifar / archive).read_bytes()
+    sent = whole[: len(whole) // 2]
+
+    class Response(io.BytesIO):
+        url, length = None, None
+
+    monkeypatch.setattr("urllib.request.urlopen", lambda *args, **kwargs: Response(sent))
+    source = CIFAR10(str(root), str(cifar.parent / "cache"))
+    with pytest.raises(UserError, match=rf"cannot download .*put {archive} into {root}"):
+        source.images("train", 32)
+    assert {file.name for file in root.iterdir()} <= {f"{archive}.lock"}
+    sent = whole
+    assert source.images("train", 32).shape == (20, 32, 32, 3)
+    assert (root / archive).read_bytes() == whole
+    there = {file.name for file in root.iterdir()} - {f"{archive}.lock"}
+    assert there == {archive, "cifar-10-batches-py"}
+
+
+def test_without_leave_nothing_is_downloaded_or_made(
     cifar: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Were the checksum right: no member that climbs out, no link, no device."""
-    import torchvision
+    monkeypatch.setattr("urllib.request.urlopen", lambda *args, **kwargs: pytest.fail("asked"))
+    cache = str(cifar.parent / "cache")
+    root = cifar.parent / "empty"
+    with pytest.raises(UserError, match=r"holds neither .* give data\.root=\.\.\. where"):
+        CIFAR10(str(root), cache, download=False).labels("train")
+    assert not root.exists()
+    assert len(CIFAR10(str(cifar), cache, download=False).labels("train")) == 20
 
-    kind = torchvision.datasets.CIFAR10
-    path, outside = cifar / kind.filename, cifar.parent / "outside"
-    outside.mkdir()
-    with tarfile.open(path) as archive:
-        files = {
-            member.name: archive.extractfile(member).read()  # type: ignore[union-attr]
-            for member in archive.getmembers()
-        }
-    link = tarfile.TarInfo(f"{kind.base_folder}/link")
-    link.type, link.linkname = tarfile.SYMTYPE, str(outside)
-    hard = tarfile.TarInfo("hard")
-    hard.type, hard.linkname = tarfile.LNKTYPE, "../outside"
-    device = tarfile.TarInfo(f"{kind.base_folder}/device")
-    device.type = tarfile.CHRTYPE
-    climbing = {
-        f"{kind.base_folder}/../../outside/climbed": b"x",
-        str(outside / "absolute"): b"x",
-        f"{kind.base_folder}/link/through": b"x",
-        f"{kind.base_folder}/more.py": b"x",
-    }
-    with tarfile.open(path, "w:gz") as archive:
-        for special in (link, hard, device):
-            archive.addfile(special)
-        for name, content in (climbing | files).items():
-            info = tarfile.TarInfo(name)
-            info.size = len(content)
-            archive.addfile(info, io.BytesIO(content))
-    checksum = hashlib.md5(path.read_bytes(), usedforsecurity=False).hexdigest()
-    monkeypatch.setattr(kind, "tgz_md5", checksum)
+
+def test_of_an_archive_a_half_unpacked_folder_is_completed(cifar: Path) -> None:
     source = CIFAR10(str(cifar), str(cifar.parent / "cache"))
-    assert source.images("train", 32).shape == (20, 32, 32, 3)
-    assert sorted(str(file.relative_to(cifar)) for file in cifar.rglob("*/*")) == sorted(files)
-    assert list(outside.iterdir()) == []
-    assert not any(file.is_symlink() for file in cifar.rglob("*"))
-    assert {file.name for file in cifar.parent.iterdir()} == {"cache", "outside", "root"}
+    fingerprint = source.fingerprint("test")
+    (cifar / "cifar-10-batches-py" / "test_batch").unlink()
+    assert source.images("test", 32).shape == (3, 32, 32, 3)
+    assert source.fingerprint("test") == fingerprint
 
 
 @pytest.mark.parametrize(("kind", "name"), [(CIFAR10, "cifar-10"), (CIFAR100, "cifar-100")])

@@ -10,8 +10,8 @@ from PIL import Image
 
 from resnet_lab.cli import main
 from resnet_lab.commands.stats import examine, show
-from resnet_lab.data.datamodule import channel_statistics
 from resnet_lab.data.sources import Digits, ImageFolder
+from resnet_lab.data.statistics import channel_statistics
 
 RED, BLUE = (255, 0, 0), (0, 0, 255)
 

@@ -16,6 +16,7 @@ import torch
 from resnet_lab.callbacks.last_checkpoint import LastCheckpoint
 from resnet_lab.callbacks.nan_guard import NanGuard
 from resnet_lab.run import checkpoint_io, training
+from resnet_lab.run.folder import RunFolder
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -142,8 +143,8 @@ def stopped(run: Run, status: int) -> float:
     ended, seconds = run.end()
     assert ended == status, run.log.read_text()
     assert run.result["status"] == "interrupted"
-    checkpoint_io.newest(run.run_dir)
-    assert f"go on with: python train.py resume={run.run_dir.name}" in run.log.read_text()
+    checkpoint_io.newest(RunFolder(run.run_dir))
+    assert f"resume it with: python train.py resume={run.run_dir.name}" in run.log.read_text()
     return seconds
 
 
@@ -153,12 +154,12 @@ def test_a_told_run_saves_and_can_go_on(start):
     to_first(run, signal.SIGTERM)
     stopped(run, 143)
     assert "stopped by SIGTERM at step" in run.result["error"]
-    at = checkpoint_io.newest(run.run_dir)[1]["global_step"]
+    at = checkpoint_io.newest(RunFolder(run.run_dir))[1]["global_step"]
 
     again = start(f"resume={run.run_dir}").ready(len(rows(run)) + 1)
     to_first(again, signal.SIGINT)
     stopped(again, 130)
-    assert checkpoint_io.newest(run.run_dir)[1]["global_step"] > at
+    assert checkpoint_io.newest(RunFolder(run.run_dir))[1]["global_step"] > at
     epochs = [int(row.split(",")[0]) for row in rows(run)]
     assert epochs == list(range(1, len(epochs) + 1))
 
@@ -242,7 +243,7 @@ def test_killed_twenty_times(start, figure):
         time.sleep(rng.random())
         to_first(run, signal.SIGKILL)
         run.process.wait()
-        survived.add(checkpoint_io.newest(run.run_dir)[1]["global_step"])
+        survived.add(checkpoint_io.newest(RunFolder(run.run_dir))[1]["global_step"])
         run = start(f"resume={run.run_dir}")
     assert run.process.wait(600) == 0, run.log.read_text()
     assert run.result["status"] == "finished"

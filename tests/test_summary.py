@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+import torchvision
 from torch import nn
 
 from resnet_lab.cli import main
@@ -107,6 +108,38 @@ def test_any_net_is_counted_whole_and_once():
     assert sections["second"].output == (2, 8, 8)
     assert sections["resting"].output is None
     assert count(Odd(), 8) == Complexity(36, 24 * 64)
+
+
+@pytest.mark.parametrize(("name", "giga_macs"), [("vit_b_16", 17.56), ("swin_t", 4.49)])
+def test_transformers_cost_what_torchvision_says(name, giga_macs):
+    with torch.device("meta"):
+        net = torchvision.models.get_model(name)
+    published = torchvision.models.get_model_weights(name).DEFAULT.meta["_ops"]
+    cost = count(net, 224)
+    assert round(cost.macs / 1e9, 2) == giga_macs == round(published, 2)
+    assert cost.params == sum(parameter.numel() for parameter in net.parameters())
+
+
+class Attention(nn.Module):
+    """Pixels as tokens, through torch's encoder layer and then its bare attention function."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.encoder = nn.TransformerEncoderLayer(8, nhead=2, dim_feedforward=12, batch_first=True)
+
+    def forward(self, images):
+        tokens = self.encoder(images.flatten(2).transpose(1, 2))
+        return nn.functional.scaled_dot_product_attention(tokens, tokens, tokens)
+
+
+def test_attention_is_counted_whichever_kernel_would_run_it():
+    tokens, width, hidden = 6 * 6, 8, 12
+    attention = 2 * tokens * tokens * width  # scores, and their sums of values
+    encoder, rest = breakdown(Attention(), 6, in_channels=width)
+    assert (encoder.name, rest.name) == ("encoder", "rest")
+    # Query, key, value and output projection; two layers of the perceptron.
+    assert encoder.macs == 4 * tokens * width**2 + attention + 2 * tokens * width * hidden
+    assert (rest.params, rest.macs) == (0, attention)
 
 
 def test_a_stage_of_bare_layers_has_no_blocks():

@@ -16,7 +16,8 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from tensorboard.plugins.hparams.plugin_data_pb2 import HParamsPluginData
 
 from resnet_lab.run import build, checkpoint_io, machine, training
-from resnet_lab.run.resume import go_on
+from resnet_lab.run.folder import RunFolder
+from resnet_lab.run.resume import resumed
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -61,17 +62,14 @@ def test_a_stopped_run_goes_on_and_ends_where_it_would_have(config, tmp_path):
     told = json.loads((run_dir / "result.json").read_text())
     assert (told["status"], told["command"]) == ("failed", "python train.py seed=0")
 
-    # What the command line of a run leaves there.
-    typed = {"overrides": {"task": ["seed=0"]}, "runtime": {"choices": {"model": "resnet20"}}}
-    (run_dir / ".hydra").mkdir()
-    OmegaConf.save({"hydra": typed}, run_dir / ".hydra" / "hydra.yaml")
-    asked = {"overrides": {"task": [f"resume={run_dir}"]}, "run": {}, "runtime": {}}
-    resumed = OmegaConf.create({"hydra": asked})
-    go_on(resumed, run_dir)
-    assert resumed.hydra.overrides.task == ["seed=0"]
-    assert resumed.hydra.runtime.choices == {"model": "resnet20"}
-    del resumed["hydra"]
-    assert training.train(resumed)["command"] == "python train.py seed=0"
+    told["model"] = "resnet20"  # the choice, which the command that resumes it does not name
+    (run_dir / "result.json").write_text(json.dumps(told))
+    asked = config()
+    OmegaConf.set_struct(asked, False)
+    asked.hydra = {"overrides": {"task": [f"resume={run_dir}"]}}
+    result = training.train(resumed(asked, RunFolder(run_dir)))
+    assert (result["command"], result["model"]) == ("python train.py seed=0", "resnet20")
+    assert not {"step", "epoch"} & result.keys()
     one, two = (
         checkpoint_io.load(tmp_path / name / "checkpoints" / "last.ckpt")
         for name in ("whole", "stopped")
@@ -83,7 +81,7 @@ def test_a_stopped_run_goes_on_and_ends_where_it_would_have(config, tmp_path):
     assert [row["epoch"] for row in rows] == ["1", "2", "3"]
 
     with pytest.raises(SystemExit) as end:
-        go_on(OmegaConf.create({"hydra": {"overrides": {"task": []}}}), run_dir)
+        resumed(asked, RunFolder(run_dir))
     assert end.value.code == 0
 
 

@@ -46,10 +46,11 @@ class Tally(Metric):
         return {name: getattr(self, name).clone() for name in ("loss_sum", "correct", "count")}
 
     def add(self, sums: dict[str, Tensor]) -> None:
-        """Go on from the `sums` of another tally."""
-        for name, value in sums.items():
-            getattr(self, name).add_(value.to(self.device))
-        self._update_count += 1  # else `compute` warns that nothing was added up yet
+        """Add the `sums` of another tally."""
+        none = torch.empty(0, 1, device=self.device)
+        self.update(sums["loss_sum"].to(self.device), none, none[:, 0])
+        self.correct += sums["correct"].to(self.device)
+        self.count += sums["count"].to(self.device)
 
     def compute(self) -> dict[str, Tensor]:
         return {"loss": self.loss_sum / self.count, "acc": self.correct / self.count}
@@ -71,14 +72,12 @@ class Classifier(LightningModule):
         net: nn.Module,
         optimizer: Callable[..., Optimizer],
         scheduler: Callable[..., Any],
-        num_classes: int,
         label_smoothing: float = 0.0,
         decay_norm_and_bias: bool = True,
         trunk_lr_scale: float = 1.0,
     ) -> None:
         super().__init__()
         self.net = net
-        self.num_classes = num_classes
         self.label_smoothing = label_smoothing
         self.decay_norm_and_bias = decay_norm_and_bias
         self.trunk_lr_scale = trunk_lr_scale
@@ -118,12 +117,14 @@ class Classifier(LightningModule):
             self.train_tally.add(checkpoint["train_tally"])
 
     def _close(self, split: str, tally: Tally) -> None:
+        """The epoch's scores, for callbacks and, at the step that is done, for the loggers."""
         scores = {f"{split}/{name}": value.float() for name, value in tally.compute().items()}
-        # Lightning would count the step before the last as done.
-        self.log_dict(
-            scores | {"step": float(self.global_step), "epoch": float(self.current_epoch)}
-        )
         tally.reset()
+        self.log_dict(scores, logger=False)  # which would give loggers the step before the last
+        if not self.trainer.sanity_checking:
+            figures = {name: float(value) for name, value in scores.items()}
+            for logger in self.trainer.loggers:
+                logger.log_metrics({**figures, "epoch": self.current_epoch}, self.global_step)
 
     def on_train_epoch_end(self) -> None:
         self._close("train", self.train_tally)

@@ -1,4 +1,4 @@
-"""`resnet-lab ...`: what there is to do besides training; heavy imports wait for their command."""
+"""`resnet-lab COMMAND ...`; heavy imports wait for their command."""
 
 import argparse
 import os
@@ -11,11 +11,17 @@ from typing import Any
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command and return its exit status."""
+    words = list(sys.argv[1:] if arguments is None else arguments)
+    if words[:1] == ["train"]:  # what is behind it is for Hydra, --help included
+        from resnet_lab.commands.train import train
+
+        train(words[1:])
+        return 0
     parser = argparse.ArgumentParser(
-        prog="resnet-lab",
-        description="What there is to do besides training, which is python train.py.",
+        prog="resnet-lab", description="Train residual networks, and work with what was trained."
     )
     commands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
+    commands.add_parser("train", help="train one net, or several with -m; the same as train.py")
 
     command = commands.add_parser(
         "bench",
@@ -185,7 +191,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     )
     command.set_defaults(run=_export)
 
-    options, rest = parser.parse_known_args(arguments)
+    options, rest = parser.parse_known_args(words)
     if rest and (any(word.startswith("-") for word in rest) or "overrides" not in options):
         parser.error(f"unrecognized arguments: {' '.join(rest)}")
     if rest:  # argparse takes overrides only in one place, people type them anywhere

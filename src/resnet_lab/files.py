@@ -25,7 +25,13 @@ def printable(text: str) -> str:
 
 @contextlib.contextmanager
 def replacing(
-    path: Path, mode: str = "w", *, durable: bool = False, part: str | None = None, **how: Any
+    path: Path,
+    mode: str = "w",
+    *,
+    durable: bool = False,
+    part: str | None = None,
+    keep: Path | None = None,
+    **how: Any,
 ) -> Iterator[IO[Any]]:
     """A new file that takes the place of `path` once it is whole: readers find the old or the new.
 
@@ -35,6 +41,7 @@ def replacing(
         mode: "w" or "wb".
         durable: bring it to the disk before it takes the place.
         part: name of the new file until then; by default one of this process's own.
+        keep: where the old file stays, in the same folder.
         how: encoding, newline and the like, for `open`.
     """
     beside = path.with_name(part or f".{path.name}.{os.getpid()}.part")
@@ -46,6 +53,8 @@ def replacing(
             if durable:
                 file.flush()
                 os.fsync(file.fileno())
+        if keep is not None and path.exists():
+            path.replace(keep)
         os.replace(beside, path)
         if durable:
             sync_folder(path.parent)
@@ -75,7 +84,7 @@ def write_json(path: Path, content: Any, durable: bool = False) -> None:
         file.write(json.dumps(content, indent=2) + "\n")
 
 
-def read_text(path: Path, most: int = MOST_BYTES) -> str:
+def read_text(path: Path, most: int = MOST_BYTES, errors: str = "strict") -> str:
     """The text of a regular file.
 
     Raises:
@@ -89,7 +98,7 @@ def read_text(path: Path, most: int = MOST_BYTES) -> str:
             raise ValueError("it is no regular file")
         if status.st_size > most:
             raise ValueError(f"it has {status.st_size:,} bytes, more than {most:,}")
-        return file.read().decode("utf-8")
+        return file.read().decode("utf-8", errors)
 
 
 def read_json(path: Path) -> Any:
@@ -111,9 +120,43 @@ def _clean(node: Any) -> Any:
 
 
 def read_rows(path: Path) -> list[dict[str, str]]:
-    """The rows of a CSV file with a header, every text `printable`. Raises as `read_text` does."""
+    """The rows of a CSV file with a header, every text `printable`.
+
+    A value that is missing is ""; what a row has too much stands under "". Raises as `read_text`
+    does, but for bytes that are no text.
+    """
     try:
-        rows = list(csv.DictReader(io.StringIO(read_text(path), newline="")))
+        rows = list(csv.DictReader(io.StringIO(read_text(path, errors="replace"), newline="")))
     except csv.Error as error:
         raise ValueError(str(error)) from error
-    return [{str(k): printable(str(v)) for k, v in row.items() if k is not None} for row in rows]
+    return [
+        {
+            printable(key or ""): printable(
+                value or "" if isinstance(value, str | None) else ",".join(value)
+            )
+            for key, value in row.items()
+        }
+        for row in rows
+    ]
+
+
+# The Cache Directory Tagging Specification (bford.info/cachedir): name and first line of the tag.
+CACHE_TAG, CACHE_SIGNATURE = "CACHEDIR.TAG", "Signature: 8a477f597d28d172789f06886806bc55"
+
+
+def create_cache_folder(folder: Path) -> None:
+    """Make the folder and, where it is new or empty, tag it as a cache, which backups leave out."""
+    folder.mkdir(parents=True, exist_ok=True)
+    if not any(folder.iterdir()):
+        write_text(
+            folder / CACHE_TAG, f"{CACHE_SIGNATURE}\n# A cache of resnet-lab. It may be removed.\n"
+        )
+
+
+def is_cache_folder(folder: Path) -> bool:
+    """Whether the folder is tagged as a cache, by us or by another program."""
+    tag = folder / CACHE_TAG
+    try:
+        return not tag.is_symlink() and read_text(tag, 4096).startswith(CACHE_SIGNATURE)
+    except (OSError, ValueError):
+        return False

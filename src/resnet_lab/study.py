@@ -7,6 +7,7 @@ from typing import Any
 
 from resnet_lab.config.errors import UserError
 
+STORAGE = "RESNET_LAB_STUDY_STORAGE"  # environment variable: the database of a search
 SAMPLERS = {
     "tpe": "TPESampler",
     "random": "RandomSampler",

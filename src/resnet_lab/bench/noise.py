@@ -6,7 +6,9 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageFilter
 
-from resnet_lab.data.sources import CIFAR10, Arrays, digest
+from resnet_lab.data.cache import digest
+from resnet_lab.data.sources import CIFAR10
+from resnet_lab.data.sources.arrays import Arrays
 
 MEAN, STD = [0.5, 0.5, 0.5], [0.289, 0.289, 0.289]  # of pixels uniform in 0..1
 

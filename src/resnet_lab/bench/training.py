@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from resnet_lab.bench.gate import Gate, here
-from resnet_lab.config.compose import CONF
+from resnet_lab.config.compose import CONF, VERSION_BASE
 from resnet_lab.data.datamodule import ImageDataModule
 from resnet_lab.run import build, training
 from resnet_lab.run import machine as host
@@ -56,7 +56,7 @@ def run_config(
     work: Path, name: str, overrides: Sequence[str] = (), one_layer: bool = False
 ) -> DictConfig:
     """A run on made-up CIFAR-10, as `train.py` would compose it, with its folders below `work`."""
-    with initialize_config_dir(str(CONF), version_base="1.3"):
+    with initialize_config_dir(str(CONF), **VERSION_BASE):
         cfg = compose("train", overrides=["data=cifar10", *overrides])
     OmegaConf.set_struct(cfg, False)
     cfg.data.source._target_ = "resnet_lab.bench.noise.Noise"

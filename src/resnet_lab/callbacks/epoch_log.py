@@ -1,15 +1,14 @@
 """What every epoch leaves behind: a row in metrics.csv, a line in the log, points on the board."""
 
-import csv
 import logging
 import time
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 
+from resnet_lab.callbacks.tables import EpochTable
 from resnet_lab.screen import duration
 
 log = logging.getLogger(__name__)
@@ -36,7 +35,7 @@ class EpochLog(Callback):
     """
 
     def __init__(self, run_dir: str) -> None:
-        self.path = Path(run_dir, "metrics.csv")
+        self.table = EpochTable(Path(run_dir, "metrics.csv"), COLUMNS)
         self.images = 0
         self.train_seconds = 0.0
         self._epoch_images = 0
@@ -66,17 +65,8 @@ class EpochLog(Callback):
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._since = time.monotonic()  # resumed in mid-epoch, that epoch's start is over
-        # After a resume: epochs that the checkpoint does not know are trained again.
-        if trainer.is_global_zero and self.path.exists():
-            with self.path.open(newline="") as file:
-                known = [
-                    row
-                    for row in csv.DictReader(file)
-                    if int(row["epoch"]) <= trainer.current_epoch
-                ]
-            self.path.unlink()
-            for row in known:
-                self._append(row)
+        if trainer.is_global_zero:
+            self.table.resume(trainer.current_epoch)
 
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._epoch_images = 0
@@ -114,7 +104,8 @@ class EpochLog(Callback):
         self.images += self._epoch_images
         self.train_seconds += self._epoch_seconds
         speed = self._epoch_images / self._epoch_seconds
-        pl_module.log("images_per_second", speed, rank_zero_only=True)
+        for logger in trainer.loggers:
+            logger.log_metrics({"images_per_second": speed}, trainer.global_step)
         # The classifier logs these in its own hook, which comes after this one.
         train = pl_module.train_tally.compute()  # type: ignore[operator,union-attr]
         # Lightning keeps the figures of the last validation, which may be another epoch's.
@@ -130,7 +121,7 @@ class EpochLog(Callback):
         }
         if not trainer.is_global_zero or trainer.fast_dev_run:  # type: ignore[attr-defined]
             return
-        self._append(row)
+        self.table.add([row])
         shown = f"val {row['val/loss']:.4f} {row['val/acc']:.4f}   " if "val/acc" in row else ""
         total = trainer.max_epochs if (trainer.max_epochs or -1) > 0 else "?"
         log.info(
@@ -138,14 +129,6 @@ class EpochLog(Callback):
             f"{row['train/acc']:.4f}   {shown}lr {row['lr']:.2g}   {speed:,.0f} images/s   "
             f"{duration(self._epoch_seconds)}"
         )
-
-    def _append(self, row: Mapping[str, Any]) -> None:
-        new = not self.path.exists()
-        with self.path.open("a", newline="") as file:
-            writer = csv.DictWriter(file, COLUMNS)
-            if new:
-                writer.writeheader()
-            writer.writerow(row)
 
 
 def _lr(trainer: Trainer) -> float:

@@ -1,21 +1,19 @@
 """How large the gradient is, from the first block to the last."""
 
-import csv
 from collections.abc import Iterator
-from itertools import cycle
-from math import hypot
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
-from matplotlib.figure import Figure
 from torch import Tensor, nn
 from torch.nn.utils import get_total_norm
 from torch.optim import Optimizer
 
 from resnet_lab.callbacks.picture import publish
-from resnet_lab.style import GRID, PALETTE, log_limits
+from resnet_lab.callbacks.tables import EpochTable
+from resnet_lab.charts import GradientLine, gradients
+from resnet_lab.style import PALETTE
 
 COLUMNS = ("epoch", "position", "stage", "block", "params", "norm")
 
@@ -65,7 +63,7 @@ class GradNorm(Callback):
     """
 
     def __init__(self, run_dir: str, samples: int = 8) -> None:
-        self.path = Path(run_dir, "grad_norm.csv")
+        self.table = EpochTable(Path(run_dir, "grad_norm.csv"), COLUMNS)
         self.samples = samples
         self._blocks: list[Block] = []
         self._chosen: set[int] = set()
@@ -76,13 +74,7 @@ class GradNorm(Callback):
         net: nn.Module = pl_module.net  # type: ignore[assignment]
         self._blocks = blocks(net)
         if trainer.is_global_zero:
-            # After a resume: epochs that the checkpoint does not know are trained again.
-            known = _read(self.path) if trainer.global_step else []
-            with self.path.open("w", newline="") as file:
-                writer = csv.DictWriter(file, COLUMNS)
-                writer.writeheader()
-                writer.writerows(r for r in known if int(r["epoch"]) <= trainer.current_epoch)
-
+            self.table.resume(trainer.current_epoch)
         steps = -(-int(trainer.num_training_batches) // trainer.accumulate_grad_batches)
         self._chosen = {steps * i // self.samples for i in range(self.samples)}
 
@@ -115,12 +107,19 @@ class GradNorm(Callback):
     def _write(self, trainer: Trainer, epoch: int, measured: Tensor) -> None:
         """`measured` [steps, blocks]; a row for each block, and a figure for each stage."""
         measured = measured.float().cpu()
-        rows = zip(self._blocks, _mean(measured), strict=True)
-        with self.path.open("a", newline="") as file:
-            csv.writer(file).writerows(
-                (epoch, position, b.stage, b.name, sum(p.numel() for p in b.parameters), norm)
-                for position, (b, norm) in enumerate(rows, 1)
+        self.table.add(
+            {
+                "epoch": epoch,
+                "position": position,
+                "stage": block.stage,
+                "block": block.name,
+                "params": sum(p.numel() for p in block.parameters),
+                "norm": norm,
+            }
+            for position, (block, norm) in enumerate(
+                zip(self._blocks, _mean(measured), strict=True), 1
             )
+        )
         figures = {}
         for stage in dict.fromkeys(block.stage for block in self._blocks):
             inside = [i for i, block in enumerate(self._blocks) if block.stage == stage]
@@ -129,7 +128,11 @@ class GradNorm(Callback):
             logger.log_metrics(figures, trainer.global_step if epoch else 0)
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        publish(trainer, self.path.with_suffix(".png"), lambda: draw(_read(self.path)))
+        found: dict[int, list[tuple[str, float]]] = {}
+        for row in self.table.rows:
+            found.setdefault(int(row["epoch"]), []).append((row["stage"], float(row["norm"])))
+        line = GradientLine("", PALETTE[0], [found])
+        publish(trainer, self.table.path.with_suffix(".png"), lambda: gradients([line]))
 
 
 def _norms(of: list[Block], device: torch.device) -> Tensor:
@@ -143,52 +146,3 @@ def _mean(measured: Tensor) -> list[float]:
     """Over the steps [steps, n] that are finite."""
     means: list[float] = measured.where(measured.isfinite(), torch.nan).nanmean(dim=0).tolist()
     return means
-
-
-def _read(path: Path) -> list[dict[str, str]]:
-    with path.open(newline="") as file:
-        return list(csv.DictReader(file))
-
-
-def draw(rows: list[dict[str, str]]) -> Figure:
-    """The rows of grad_norm.csv: left by depth before and after training, right by epoch."""
-    epochs = sorted({int(row["epoch"]) for row in rows})
-    profiles: dict[int, list[float]] = {epoch: [] for epoch in epochs}
-    stages: dict[str, dict[int, list[float]]] = {}
-    for row in rows:
-        epoch, norm = int(row["epoch"]), float(row["norm"])
-        profiles[epoch].append(norm)
-        stages.setdefault(row["stage"], {}).setdefault(epoch, []).append(norm)
-
-    figure = Figure(figsize=(10, 4), layout="constrained")
-    left, right = figure.subplots(1, 2, sharey=True)
-    some = dict.fromkeys((epochs[0], epochs[len(epochs) // 2], epochs[-1]))
-    for epoch, colour in zip(some, PALETTE, strict=False):
-        name = f"epoch {epoch}" if epoch else "before training"
-        positions = range(1, len(profiles[epoch]) + 1)
-        left.plot(positions, profiles[epoch], color=colour, marker="o", ms=3, label=name)
-    edge, centres = 0.5, []
-    everything = [norm for profile in profiles.values() for norm in profile]
-    for (stage, by_epoch), colour in zip(stages.items(), cycle(PALETTE)):
-        norms = [hypot(*by_epoch[epoch]) for epoch in epochs]
-        everything += norms
-        marker = "o" if len(epochs) <= 30 else ""
-        right.plot(epochs, norms, color=colour, marker=marker, ms=3, label=stage)
-        width = len(by_epoch[epochs[0]])
-        centres.append(edge + width / 2)
-        edge += width
-        left.axvline(edge, color=GRID, lw=1, zorder=0)
-    left.grid(axis="x", visible=False)
-    left.set_xticks(centres, list(stages))
-    left.set_xlim(0.5, edge)
-    left.set_xlabel("blocks, from input to output")
-    left.set_ylabel("L2 norm of the gradient")
-    left.set_title("Each block")
-    right.set_xlabel("epoch")
-    right.set_title("Each stage")
-    right.xaxis.get_major_locator().set_params(integer=True)
-    left.set_yscale("log")
-    left.set_ylim(*log_limits(everything))
-    for axes in (left, right):
-        axes.legend()
-    return figure

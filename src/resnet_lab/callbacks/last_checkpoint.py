@@ -1,4 +1,4 @@
-"""The checkpoint that a run goes on from, and the moments at which the run may stop."""
+"""The checkpoint that a run resumes from, and the moments at which the run may stop."""
 
 import logging
 import os
@@ -19,31 +19,32 @@ from resnet_lab.run import distributed
 from resnet_lab.run.stop import STATUS, TIME_IS_OVER, Paused, Signals, Stopped
 
 ASK_SECONDS = 0.5  # how often the processes of a run ask each other whether to stop
-GO_ON, SAVE, TIME, SIGNAL = range(4)  # a wish; from SIGNAL on: SIGNAL plus the signal's number
+# Requests, the later the stronger; from SIGNAL on: SIGNAL plus the signal's number.
+NONE, SAVE, TIME, SIGNAL = range(4)
 
 log = logging.getLogger(__name__)
 
 
 class LastCheckpoint(Checkpoint):
-    """Keeps `last.ckpt`: all that is needed to go on, bit for bit as if nothing had happened.
+    """Keeps `last.ckpt`: all that is needed to resume, bit for bit as if nothing had happened.
 
     It is written at the end of every epoch, before every validation, every `minutes`, and when
-    the run is told to stop; the one before it stays as `previous.ckpt`.
+    the run is to stop; the one before it stays as `previous.ckpt`.
 
-    SIGTERM, SIGINT, SIGUSR1 and SIGHUP, sent to any of the run's processes, let the step in hand
+    SIGTERM, SIGINT, SIGUSR1 and SIGHUP, sent to any of the run's processes, let the current step
     be finished, then all of them save and end (`Stopped`); so does the end of `max_time`. A second
-    signal ends its process at once. After `pause_after` epochs, if somebody has set it, all of them
-    save and end with status 0 (`Paused`).
+    signal ends its process at once.
 
     Lightning's own SIGTERM handler takes part in a collective operation, and hangs where only one
-    of several processes was told. Here the wish waits for the end of a step. All processes have a
-    say twice a second or so, in an all-reduce of two numbers on the host; the number of steps from
-    one such meeting to the next is agreed on at each.
+    of several processes got the signal. Here a request waits for the end of a step. All processes
+    exchange their requests twice a second or so, in an all-reduce of two numbers on the host; each
+    time they agree on the number of steps until the next.
 
     Args:
         dirpath: folder of the two files.
         minutes: at most this much work is lost when the run is killed.
         max_time: "DD:HH:MM:SS" from when training starts in this process; None is no limit.
+        pause_after: after so many epochs the run is saved and ends with status 0 (`Paused`).
     """
 
     def __init__(
@@ -51,19 +52,20 @@ class LastCheckpoint(Checkpoint):
         dirpath: str,
         minutes: float = 10.0,
         max_time: str | None = None,
+        pause_after: int | None = None,
     ) -> None:
         self.path = Path(dirpath, "last.ckpt")
         self.seconds = minutes * 60
         self.time_limit = Timer(max_time).time_remaining()
-        self.pause_after: int | None = None
+        self.pause_after = pause_after
         self._signals = Signals()
         self._deadline = float("inf")
         self._save_due = float("inf")
-        self._wish = GO_ON
-        self._meeting = _Meeting()
+        self._request = NONE
+        self._exchange = _Exchange()
+        self._step = 0  # the last one seen
         self._epoch_over = False
-        self._steps_of_epochs = 0  # optimizer steps of the epochs that are over
-        self._position: str | None = None  # while one of our own is being written
+        self._position: str | None = None  # while one of ours is being written
         self._loaded: dict[str, Any] = {}
 
     # ------------------------------------------------------------------ when
@@ -73,35 +75,39 @@ class LastCheckpoint(Checkpoint):
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._signals.catch()  # Lightning has put its own handler there since
-        self._meeting = _Meeting(trainer.world_size)
+        self._exchange = _Exchange(trainer.world_size)
         now = time.monotonic()
         self._save_due = now + self.seconds
         self._deadline = now + (float("inf") if self.time_limit is None else self.time_limit)
+        self._step = trainer.global_step
         if self._loaded:
-            self._go_on(trainer)
+            self._resume(trainer)
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         self._ask()
+        if trainer.global_step == self._step:
+            return  # gradients are being accumulated, which no checkpoint holds
+        self._step = trainer.global_step
         loop = trainer.fit_loop.epoch_loop
-        if loop._should_accumulate():
-            return  # gradients are under way, which no checkpoint holds
-        loop._batches_that_stepped = trainer.global_step - 1  # a resume miscounts it, for loggers
+        # Private: the step that loggers get by default, which Lightning miscounts after a resume.
+        loop._batches_that_stepped = trainer.global_step - 1
+        # Private: whether validation comes next, which depends on six options of the Trainer.
         if loop._should_check_val_fx(trainer.fit_loop._data_fetcher):  # type: ignore[arg-type]
             self._save(trainer, "before validation")
-        elif loop._is_training_done:
-            return  # the epoch's end, or that of the run, comes at once
-        elif self._wish != GO_ON:
+        elif loop._is_training_done:  # private: the end of the epoch, or of the run, comes next
+            return
+        elif self._request != NONE:
             self._save(trainer, "in an epoch")
-        self._stop_if_asked(trainer)
+        self._stop_if_requested(trainer)
 
     def on_validation_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, *_: Any, **__: Any
     ) -> None:
         if trainer.training or trainer.validating:
             self._ask()
-            self._stop_if_asked(trainer)  # it has been saved
+            self._stop_if_requested(trainer)  # it has been saved
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._epoch_over = True
@@ -111,14 +117,13 @@ class LastCheckpoint(Checkpoint):
         if self._epoch_over:
             self._close_epoch(trainer)
             self._ask()
-            self._stop_if_asked(trainer)
-            # Not one that is already past it: somebody goes on with it by hand.
+            self._stop_if_requested(trainer)
+            # Not one that is already past it: a user continues it by hand.
             if trainer.current_epoch == self.pause_after:
                 raise Paused(f"paused after epoch {self.pause_after}, a rung of its sweep", 0)
 
     def _close_epoch(self, trainer: Trainer) -> None:
         self._epoch_over = False
-        self._steps_of_epochs = trainer.global_step
         self._save(trainer, "between epochs")
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -128,13 +133,13 @@ class LastCheckpoint(Checkpoint):
 
     def on_test_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._signals.catch()
-        self._meeting = _Meeting(trainer.world_size)
+        self._exchange = _Exchange(trainer.world_size)
 
     def on_test_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, *_: Any, **__: Any
     ) -> None:
         self._ask()
-        self._stop_if_asked(trainer)
+        self._stop_if_requested(trainer)
 
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         self._signals.let_go()
@@ -142,22 +147,22 @@ class LastCheckpoint(Checkpoint):
     # ------------------------------------------------------------------ stopping
 
     def _ask(self) -> None:
-        own, now = GO_ON, time.monotonic()
+        own, now = NONE, time.monotonic()
         if self._signals.received:
             own = SIGNAL + self._signals.received
         elif now >= self._deadline:
             own = TIME
         elif now >= self._save_due:
             own = SAVE
-        self._wish = max(self._wish, self._meeting.agree(own))
+        self._request = max(self._request, self._exchange.agree(own))
 
-    def _stop_if_asked(self, trainer: Trainer) -> None:
-        if self._wish < TIME:
+    def _stop_if_requested(self, trainer: Trainer) -> None:
+        if self._request < TIME:
             return
-        if self._wish == TIME:
+        if self._request == TIME:
             reason, status = "trainer.max_time is over", TIME_IS_OVER
         else:
-            number = signal.Signals(self._wish - SIGNAL)
+            number = signal.Signals(self._request - SIGNAL)
             reason, status = f"stopped by {number.name}", STATUS[number]
         if not distributed.by_torchrun() and not trainer.is_global_zero:
             # Lightning and srun kill the first process, which writes how the run has ended, as soon
@@ -168,7 +173,7 @@ class LastCheckpoint(Checkpoint):
     # ------------------------------------------------------------------ saving
 
     def _save(self, trainer: Trainer, position: str) -> None:
-        self._wish = GO_ON if self._wish == SAVE else self._wish
+        self._request = NONE if self._request == SAVE else self._request
         if trainer.fast_dev_run:  # type: ignore[attr-defined]
             return
         for logger in trainer.loggers:
@@ -183,7 +188,6 @@ class LastCheckpoint(Checkpoint):
     def state_dict(self) -> dict[str, Any]:
         return {
             "position": self._position,
-            "steps_of_epochs": self._steps_of_epochs,
             "random": _random_state(),
         }
 
@@ -191,7 +195,9 @@ class LastCheckpoint(Checkpoint):
         self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]
     ) -> None:
         if self._position is None:
-            return  # another's checkpoint
+            return  # ModelCheckpoint's
+        # Lightning saves in the middle of its loops, whose progress it counts up after the hooks;
+        # what it makes of that when it resumes differs by position, and is set right here.
         loops = checkpoint["loops"]["fit_loop"]
         _reset(loops["epoch_loop.val_loop.batch_progress"])
         batches = loops["epoch_loop.batch_progress"]
@@ -216,11 +222,10 @@ class LastCheckpoint(Checkpoint):
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         self._loaded = state_dict
-        self._steps_of_epochs = state_dict["steps_of_epochs"]
 
-    def _go_on(self, trainer: Trainer) -> None:
+    def _resume(self, trainer: Trainer) -> None:
         if self._loaded["position"] == "before validation":
-            # Lightning would take the last batch of an epoch for the end of it.
+            # Private: Lightning would take the last batch of an epoch for the end of it.
             trainer.fit_loop.epoch_loop.val_loop._restart_stage = (
                 RestartStage.RESTARTED_MID_EVALUATION
             )
@@ -229,27 +234,26 @@ class LastCheckpoint(Checkpoint):
         self._loaded = {}
 
 
-def position(checkpoint: dict[str, Any]) -> dict[str, int]:
-    """Where a checkpoint of ours stands.
+def steps_done(checkpoint: dict[str, Any]) -> int:
+    """The optimizer steps after which a checkpoint of ours was saved.
 
-    step: optimizer steps done. epochs: epochs that are over, validation included, and
-    steps_of_epochs: the steps up to their end. ValueError for another's checkpoint.
+    Raises:
+        UserError: it is not one of ours.
     """
-    state = checkpoint.get("callbacks", {}).get(LastCheckpoint.__qualname__)
-    if state is None:
+    if LastCheckpoint.__qualname__ not in checkpoint.get("callbacks", {}):
         raise UserError(
             "this checkpoint does not say where its run stands: it is of an older version, or was "
             "written by something else; begin a new run."
         )
-    return {
-        "step": checkpoint["global_step"],
-        "epochs": checkpoint["epoch"],
-        "steps_of_epochs": state["steps_of_epochs"],
-    }
+    return int(checkpoint["global_step"])
 
 
-class _Meeting:
-    """Where the processes of a run agree on the largest of their wishes, every so many calls."""
+class _Exchange:
+    """The processes of a run agree on the strongest of their requests, every so many calls.
+
+    The number of calls follows the pace of the steps: a fixed one would let a signal wait for long
+    where steps are slow, and take time from every step where they are fast.
+    """
 
     def __init__(self, world_size: int = 1) -> None:
         self._alone = world_size == 1
@@ -259,21 +263,22 @@ class _Meeting:
         if not self._alone and torch.distributed.get_backend() != "gloo":
             self._group = torch.distributed.new_group(backend="gloo")  # on the host, no GPU waits
 
-    def agree(self, wish: int) -> int:
-        """The largest wish of all; 0 between two meetings. To be called by all, equally often."""
+    def agree(self, request: int) -> int:
+        """The strongest request of all, or NONE between two exchanges. All processes call it
+        equally often."""
         if self._alone:
-            return wish
+            return request
         self._calls += 1
         if self._calls < self._next:
-            return 0
+            return NONE
         now = time.monotonic()
         pace = (now - self._since) / self._calls
         calls = min(50, max(1, int(ASK_SECONDS / pace))) if pace > 0 else 50
-        told = torch.tensor([wish, -calls])
-        torch.distributed.all_reduce(told, torch.distributed.ReduceOp.MAX, group=self._group)
+        agreed = torch.tensor([request, -calls])
+        torch.distributed.all_reduce(agreed, torch.distributed.ReduceOp.MAX, group=self._group)
         self._calls, self._since = 0, now
-        self._next = -int(told[1])
-        return int(told[0])
+        self._next = -int(agreed[1])
+        return int(agreed[0])
 
 
 def _reset(progress: dict[str, Any], keep_total: bool = False) -> None:

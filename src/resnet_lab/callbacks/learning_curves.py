@@ -1,15 +1,15 @@
 """Loss and accuracy by epoch, in one picture."""
 
-import csv
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from lightning.pytorch import Callback, LightningModule, Trainer
 from matplotlib.figure import Figure
 
 from resnet_lab.callbacks.picture import publish
+from resnet_lab.charts import by_epoch
+from resnet_lab.files import read_rows
 from resnet_lab.style import MUTED, PALETTE
-
-Rows = list[dict[str, str]]
 
 
 class LearningCurves(Callback):
@@ -20,40 +20,26 @@ class LearningCurves(Callback):
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         metrics = self.run_dir / "metrics.csv"
-        if trainer.is_global_zero and metrics.exists():
-            with metrics.open(newline="") as file:
-                rows = list(csv.DictReader(file))
-            publish(trainer, self.run_dir / "curves.png", lambda: draw(rows))
+        if metrics.exists():
+            publish(trainer, self.run_dir / "curves.png", lambda: draw(read_rows(metrics)))
 
 
-def draw(rows: Rows) -> Figure:
+def draw(rows: Sequence[Mapping[str, str]]) -> Figure:
     """The curves of `rows`, as metrics.csv has them: a row an epoch."""
     figure = Figure(figsize=(9, 3.6), layout="constrained")
     left, right = figure.subplots(1, 2)
-    best = max(
-        (row for row in rows if row["val/acc"]),
-        key=lambda row: float(row["val/acc"]),
-        default=None,
-    )
+    validated = [row for row in rows if row["val/acc"]]
+    best = max(validated, key=lambda row: float(row["val/acc"]), default=None)
     for axes, name, scale in ((left, "loss", 1), (right, "acc", 100)):
-        for split, label, colour in (
-            ("train", "training", PALETTE[0]),
-            ("val", "validation", PALETTE[1]),
+        for split, known, label, colour in (
+            ("train", rows, "training", PALETTE[0]),
+            ("val", validated, "validation", PALETTE[1]),
         ):
-            points = [
-                (int(row["epoch"]), scale * float(row[f"{split}/{name}"]))
-                for row in rows
-                if row[f"{split}/{name}"]
-            ]
+            points = [(int(row["epoch"]), scale * float(row[f"{split}/{name}"])) for row in known]
             if points:
-                marker = "o" if len(points) <= 30 else ""
-                axes.plot(
-                    *zip(*points, strict=True), color=colour, marker=marker, ms=3, label=label
-                )
+                by_epoch(axes, points, color=colour, label=label)
         if best is not None:
             axes.axvline(int(best["epoch"]), color=MUTED, lw=1, ls=(0, (4, 3)), zorder=0)
-        axes.set_xlabel("epoch")
-        axes.xaxis.get_major_locator().set_params(integer=True)
     left.set_ylabel("loss, nats")
     right.set_ylabel("accuracy, %")
     if best is not None:

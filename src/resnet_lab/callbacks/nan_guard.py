@@ -20,20 +20,20 @@ class NanGuard(Callback):
     gradients may overflow now and then, and the step is skipped; 20 in a row end the run.
 
     A fused optimizer on CUDA is told on the device to skip the step, and every one after it, so
-    that no step waits for the device; the run ends once the host has heard of it, some steps later.
+    that no step waits for the device; the run ends when the host reads of it, some steps later.
     """
 
     def __init__(self) -> None:
         self._loss: Tensor | float = 0.0  # of the batches of the current optimizer step
         self._skipped = 0
         self._first: Tensor | None = None  # [] on the device: the first bad step, or -1
-        self._heard: Tensor | None = None  # [] on the host, written by the device
+        self._copy: Tensor = torch.tensor(-1)  # [] of it on the host, written by the device
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         fused = all(group.get("fused") for group in trainer.optimizers[0].param_groups)
         if pl_module.device.type == "cuda" and fused:
             self._first = torch.full((), -1, device=pl_module.device)
-            self._heard = torch.full((), -1).pin_memory()
+            self._copy = torch.full((), -1).pin_memory()
 
     def on_before_backward(
         self, trainer: Trainer, pl_module: LightningModule, loss: Tensor
@@ -43,36 +43,35 @@ class NanGuard(Callback):
     def on_before_optimizer_step(
         self, trainer: Trainer, pl_module: LightningModule, optimizer: Optimizer
     ) -> None:
+        loss, self._loss = torch.as_tensor(self._loss), 0.0
         gradients = [p.grad for p in pl_module.parameters() if p.grad is not None]
-        loss, self._loss = self._loss, 0.0
-        norm = get_total_norm(gradients)
+        finite = (loss + get_total_norm(gradients)).isfinite()
         if self._first is not None:
-            self._on_device(trainer, optimizer, (loss + norm).isfinite())
-        elif bool((loss + norm).isfinite()):
+            self._first = self._first.where(finite | (self._first >= 0), trainer.global_step)
+            optimizer.found_inf = (self._first >= 0).float()  # type: ignore[attr-defined]
+            _check(trainer, self._copy)
+            self._copy.copy_(self._first, non_blocking=True)
+        elif finite:
             self._skipped = 0
-        elif trainer.precision == "16-mixed" and bool(torch.as_tensor(loss).isfinite()):
+        elif not loss.isfinite():
+            _give_up(trainer, trainer.global_step, "the loss is nan or infinite")
+        elif trainer.precision != "16-mixed":
+            _give_up(trainer, trainer.global_step, "the gradient is nan or infinite")
+        else:
             self._skipped += 1
             if self._skipped == MOST_SKIPPED:
                 _give_up(trainer, trainer.global_step, f"float16 overflows {MOST_SKIPPED} times")
-        else:
-            wrong = "the gradient" if bool(torch.as_tensor(loss).isfinite()) else "the loss"
-            _give_up(trainer, trainer.global_step, f"{wrong} is nan or infinite")
-
-    def _on_device(self, trainer: Trainer, optimizer: Any, finite: Tensor) -> None:
-        assert self._first is not None
-        assert self._heard is not None
-        self._first = self._first.where(finite | (self._first >= 0), trainer.global_step)
-        optimizer.found_inf = (self._first >= 0).float()
-        if (step := int(self._heard)) >= 0:
-            _give_up(trainer, step, "the loss or the gradient is nan or infinite")
-        self._heard.copy_(self._first, non_blocking=True)
 
     def on_save_checkpoint(
         self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]
     ) -> None:
-        # The host may not have heard yet; a checkpoint waits for the device anyway.
-        if self._first is not None and (step := int(self._first)) >= 0:
-            _give_up(trainer, step, "the loss or the gradient is nan or infinite")
+        if self._first is not None:  # a checkpoint waits for the device anyway
+            _check(trainer, self._first)
+
+
+def _check(trainer: Trainer, first: Tensor) -> None:
+    if first >= 0:
+        _give_up(trainer, int(first), "the loss or the gradient is nan or infinite")
 
 
 def _give_up(trainer: Trainer, step: int, what: str) -> NoReturn:

@@ -1,7 +1,7 @@
 """Ends a trial of a search that has no hope; a search puts it among the callbacks by itself."""
 
-import json
-from pathlib import Path
+import os
+from collections.abc import Mapping
 from typing import Any
 
 from lightning.pytorch import Callback, LightningModule, Trainer
@@ -12,35 +12,50 @@ from resnet_lab import study
 class Prune(Callback):
     """Tells the search of every validation, and stops the run where its pruner says so.
 
-    Which trial this is stands in `sweep_job.json` of `run_dir`; without one, as in a run that is
-    continued by itself elsewhere, nothing happens. `pruned` says how it has ended.
+    The database of the search is named by the environment that it gives its trials; without one,
+    as in a run that is resumed by itself elsewhere, nothing happens.
+
+    Args:
+        study: the name of the search.
+        trial: the number of this run in it.
+        objective: the figure that is reported, such as val/acc.
+        pruner, options: of Optuna; see `study.pruner`.
+        epochs: those of a whole run, where they are known.
+
+    Attributes:
+        pruned: whether the run was ended.
     """
 
-    def __init__(self, run_dir: str) -> None:
-        self.path = Path(run_dir, "sweep_job.json")
+    def __init__(
+        self,
+        study: str,
+        trial: int,
+        objective: str,
+        pruner: str,
+        options: Mapping[str, Any],
+        epochs: int | None,
+    ) -> None:
+        self.study, self.trial, self.objective = study, trial, objective
+        self.pruner, self.options, self.epochs = pruner, dict(options), epochs
         self.pruned = False
         self._trial: Any = None
-        self._objective = ""
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        if not trainer.is_global_zero or not self.path.exists():
-            return
-        told = json.loads(self.path.read_text()).get("trial")
-        if told is None:
+        if not trainer.is_global_zero or study.STORAGE not in os.environ:
             return
         import optuna
 
         with study.quiet():
             found = optuna.load_study(
-                study_name=told["study"],
-                storage=told["storage"],
-                pruner=study.pruner(told["pruner"], told["options"], told["epochs"]),
+                study_name=self.study,
+                storage=os.environ[study.STORAGE],
+                pruner=study.pruner(self.pruner, self.options, self.epochs),
             )
-            trial = next(t for t in found.get_trials(deepcopy=False) if t.number == told["number"])
-            # A run that is continued by hand after its trial has ended is nobody's trial.
+            trial = next(t for t in found.get_trials(deepcopy=False) if t.number == self.trial)
+            # A run that is resumed by hand after its trial has ended is nobody's trial.
             if not trial.state.is_finished():
+                # Optuna has no public way to a trial that another process has begun.
                 self._trial = optuna.trial.Trial(found, trial._trial_id)
-        self._objective = told["objective"]
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if trainer.sanity_checking:
@@ -48,12 +63,9 @@ class Prune(Callback):
         stop = False
         if self._trial is not None:
             epoch = trainer.current_epoch + 1
-            # One that is trained again, after a resume, has been reported.
-            if (
-                epoch
-                not in self._trial.storage.get_trial(self._trial._trial_id).intermediate_values
-            ):
-                self._trial.report(float(trainer.callback_metrics[self._objective]), epoch)
+            stored = self._trial.storage.get_trial(self._trial._trial_id)
+            if epoch not in stored.intermediate_values:  # trained again, after a resume
+                self._trial.report(float(trainer.callback_metrics[self.objective]), epoch)
             last = epoch == trainer.max_epochs  # then there is nothing to be saved
             stop = not last and self._trial.should_prune()
         self.pruned = trainer.strategy.reduce_boolean_decision(stop, all=False)

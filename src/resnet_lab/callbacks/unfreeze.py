@@ -14,8 +14,8 @@ class Unfreeze(Callback):
     """Unfreezes the net after `after_epochs` epochs, in which the head alone has learned.
 
     A new head's first gradients are large and of no use to the trunk: they would undo what it
-    knows (Kumar et al., arXiv 2202.10054). Works on any net with a method `unfreeze`; ValueError
-    with another. A resumed run is in the state that its epoch asks for.
+    knows (Kumar et al., arXiv 2202.10054). Works on any net with a method `unfreeze`. A resumed
+    run is in the state that belongs to its epoch.
     """
 
     def __init__(self, after_epochs: int) -> None:
@@ -34,9 +34,7 @@ class Unfreeze(Callback):
             )
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self._unfreeze_if_due(
-            trainer, pl_module
-        )  # resumed in mid-epoch, that epoch's start is over
+        self._unfreeze_if_due(trainer, pl_module)  # in mid-epoch its start is over when resumed
 
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._unfreeze_if_due(trainer, pl_module)
@@ -48,7 +46,8 @@ class Unfreeze(Callback):
         pl_module.net.unfreeze()  # type: ignore[operator,union-attr]
         strategy = trainer.strategy
         if isinstance(strategy, DDPStrategy):
-            # It sums the gradients of those parameters only that had some when it was made.
+            # DDP sums the gradients of those parameters only that had some when it was made, so
+            # that it must be made anew, around the bare module: public, but of Lightning's inside.
             strategy.model = pl_module
             strategy.configure_ddp()
         log.info(f"{'unfreeze':<12}everything learns from epoch {trainer.current_epoch + 1} on")

@@ -7,7 +7,8 @@ import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import Tensor
 
-from resnet_lab.callbacks.picture import grid, publish, shortened
+from resnet_lab.callbacks.picture import grid, publish
+from resnet_lab.charts import shortened
 
 
 class WrongImages(Callback):

@@ -1,11 +1,12 @@
 """`resnet-lab evaluate`: a run's figures on one split of its own data or of other data."""
 
-import csv
+import math
 from collections.abc import Sequence
 from datetime import datetime
 from pathlib import Path
 from typing import Any, cast
 
+import numpy as np
 import torch
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import LightningModule, Trainer
@@ -14,11 +15,12 @@ from rich.table import Table
 from torch import Tensor
 from torch.nn import functional as F
 
+from resnet_lab.callbacks.confusion_matrix import Confusion
 from resnet_lab.classifier import Batch, Tally
 from resnet_lab.config.errors import UserError
 from resnet_lab.data.datamodule import ImageDataModule
-from resnet_lab.run.claim import claim
-from resnet_lab.run.folder import write_json
+from resnet_lab.files import write_json
+from resnet_lab.run.folder import RunFolder
 from resnet_lab.run.load import load_run
 from resnet_lab.run.training import known_warnings
 from resnet_lab.screen import console
@@ -28,29 +30,40 @@ MATRIX_ON_SCREEN = 12  # classes; larger matrices are in their file only
 CLASSES_ON_SCREEN = 20
 
 
+class TopTally(Tally):
+    """Loss and accuracy, and from 6 classes on the share of images whose class is in the top 5."""
+
+    in_top: Tensor
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.add_state("in_top", torch.zeros((), dtype=torch.long), dist_reduce_fx="sum")
+
+    def update(self, loss_sum: Tensor, logits: Tensor, labels: Tensor) -> None:
+        super().update(loss_sum, logits, labels)
+        top = logits.topk(min(TOP, logits.shape[1]), dim=1).indices
+        self.in_top += (top == labels[:, None]).sum()
+
+    def figures(self, classes: int) -> dict[str, float]:
+        figures = {name: float(value.float()) for name, value in self.compute().items()}
+        return figures | ({f"top{TOP}": float(self.in_top / self.count)} if classes > TOP else {})
+
+
 class Scores(LightningModule):
     """Counts what `net` gets right in one pass over labelled images, each counted once.
 
-    net: images [b, channels, height, width] -> logits [b, num_classes].
-    flip: also score the mean of the probabilities of each image and its mirror image, apart.
-
-    Sums stay on the device. `confusion` is int64 [num_classes, num_classes], rows the true class.
+    Args:
+        net: images [b, channels, height, width] -> logits [b, num_classes].
+        flip: also score the mean of the probabilities of each image and its mirror image, apart.
     """
 
-    confusion: Tensor
-    in_top: Tensor
-
-    def __init__(
-        self, net: torch.nn.Module, datamodule: ImageDataModule, num_classes: int, flip: bool
-    ) -> None:
+    def __init__(self, net: torch.nn.Module, datamodule: ImageDataModule, flip: bool) -> None:
         super().__init__()
         self.net = net
         self.datamodule = datamodule
-        self.num_classes = num_classes
         self.flip = flip
-        self.tally, self.flip_tally = Tally(), Tally()
-        self.register_buffer("confusion", torch.zeros(num_classes**2 + 1, dtype=torch.long))
-        self.register_buffer("in_top", torch.zeros(2, dtype=torch.long))  # plain, with the mirror
+        self.tally, self.flip_tally = TopTally(), TopTally()
+        self.confusion = Confusion(datamodule.class_names)
 
     def on_after_batch_transfer(self, batch: Any, dataloader_idx: int) -> Batch:
         return self.datamodule.on_after_batch_transfer(batch, dataloader_idx)
@@ -60,30 +73,13 @@ class Scores(LightningModule):
         logits = self.net(images)
         loss_sum = F.cross_entropy(logits, labels, ignore_index=-1, reduction="sum")
         self.tally.update(loss_sum, logits, labels)
-        cells = labels * self.num_classes + logits.argmax(dim=1)
-        # Rows that are not counted (label -1) fall into a cell of their own, the last one.
-        cells = torch.where(labels >= 0, cells, self.num_classes**2)
-        self.confusion += torch.bincount(cells, minlength=self.num_classes**2 + 1)
-        self._count_top(0, logits, labels)
+        self.confusion.update(logits, labels)
         if self.flip:
             mirrored = self.net(images.flip(-1))
             pair = torch.stack([logits, mirrored]).float().log_softmax(-1)
-            log_mean = pair.logsumexp(0) - torch.log(torch.tensor(2.0))
+            log_mean = pair.logsumexp(0) - math.log(2)
             loss_sum = F.nll_loss(log_mean, labels, ignore_index=-1, reduction="sum")
             self.flip_tally.update(loss_sum, log_mean, labels)
-            self._count_top(1, log_mean, labels)
-
-    def _count_top(self, which: int, logits: Tensor, labels: Tensor) -> None:
-        if self.num_classes > TOP:
-            top = logits.topk(TOP, dim=1).indices
-            self.in_top[which] += (top == labels[:, None]).sum()
-
-    def figures(self, flip: bool = False) -> dict[str, float]:
-        tally = self.flip_tally if flip else self.tally
-        figures = {name: float(value.float()) for name, value in tally.compute().items()}
-        if self.num_classes > TOP:
-            figures[f"top{TOP}"] = float(self.in_top[int(flip)] / tally.count)
-        return figures
 
 
 def evaluate(
@@ -118,35 +114,29 @@ def evaluate(
     if not images:
         raise UserError(f"--split {split}: this run has no such images (data.val_size=0).")
 
-    scores = Scores(run.net, data, data.num_classes, flip)
+    scores = Scores(run.net, data, flip)
     with known_warnings():
         trainer = _trainer(cfg)
         data.trainer = trainer  # tells it the device
         trainer.test(scores, dataloaders=data.eval_dataloader(split), verbose=False)
 
-    matrix = scores.confusion[:-1].reshape(data.num_classes, -1).cpu()
-    counts = matrix.sum(dim=1)
+    classes = data.num_classes
     content: dict[str, Any] = {
         "split": split,
         "images": int(scores.tally.count),
-        **scores.figures(),
-        **({"flip": scores.figures(flip=True)} if flip else {}),
-        # None: a class without an image here.
-        "acc_per_class": {
-            name: right / n if n else None
-            for name, right, n in zip(
-                data.class_names, matrix.diag().tolist(), counts.tolist(), strict=True
-            )
-        },
+        **scores.tally.figures(classes),
+        **({"flip": scores.flip_tally.figures(classes)} if flip else {}),
+        "acc_per_class": scores.confusion.accuracy_per_class(),
         "checkpoint": str(run.checkpoint),
         "overrides": list(overrides),
         "precision": str(cfg.trainer.precision),
         "root": cfg.data.get("root"),
     }
-    folder = claim(run_dir / "evaluation" / f"{datetime.now():%Y-%m-%d_%H-%M-%S}")
-    _write_matrix(folder / "confusion_matrix.csv", data.class_names, matrix)
+    name = f"{datetime.now():%Y-%m-%d_%H-%M-%S}"
+    folder = RunFolder(run_dir / "evaluation" / name).claim().path
+    scores.confusion.write(folder / "confusion_matrix.csv")
     write_json(folder / "evaluation.json", content)
-    _show(content, matrix, folder)
+    _show(content, scores.confusion.matrix, folder)
     return folder
 
 
@@ -176,13 +166,6 @@ def _some(names: Sequence[str]) -> str:
     return ", ".join(names[:10]) + (f", ... ({len(names)})" if len(names) > 10 else "")
 
 
-def _write_matrix(path: Path, names: Sequence[str], matrix: Tensor) -> None:
-    with path.open("w", newline="", encoding="utf-8") as file:
-        writer = csv.writer(file)
-        writer.writerow(["true class", *names])
-        writer.writerows([name, *row] for name, row in zip(names, matrix.tolist(), strict=True))
-
-
 def _table(*titles: str) -> Table:
     table = Table(box=None, header_style="", pad_edge=False, padding=(0, 2, 0, 0))
     table.add_column(titles[0], overflow="fold")
@@ -191,7 +174,7 @@ def _table(*titles: str) -> Table:
     return table
 
 
-def _show(content: dict[str, Any], matrix: Tensor, folder: Path) -> None:
+def _show(content: dict[str, Any], matrix: np.ndarray, folder: Path) -> None:
     images = f"{content['images']:,} {content['split']} images"
     figures = _table(images, *(k for k in ("loss", "acc", f"top{TOP}") if k in content))
     for name, scores in (("as they are", content), ("mean with mirror image", content.get("flip"))):

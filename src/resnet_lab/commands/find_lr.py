@@ -15,9 +15,9 @@ import numpy as np
 from omegaconf import DictConfig, open_dict
 
 from resnet_lab.config.check import check
-from resnet_lab.config.compose import composed
+from resnet_lab.config.compose import compose
 from resnet_lab.config.errors import UserError
-from resnet_lab.run.claim import claim
+from resnet_lab.run.folder import RunFolder
 from resnet_lab.screen import console
 from resnet_lab.style import GRID, MUTED, PALETTE
 
@@ -68,7 +68,7 @@ def find_lr(
         raise UserError(f"--from {low:g} --to {high:g}: give two numbers above 0, rising.")
     if steps < FEWEST_STEPS:
         raise UserError(f"--steps {steps}: give {FEWEST_STEPS} or more, or there is no curve.")
-    cfg, choices = composed(overrides)
+    cfg, choices = compose(overrides)
     check(cfg)
     console.print(
         f"{choices['model']} on {choices['data']}: {steps} steps of {cfg.data.batch_size} images, "
@@ -77,7 +77,7 @@ def find_lr(
     )
     curve = _measure(cfg, low, high, steps)
     name = f"{datetime.now():%Y-%m-%d_%H-%M-%S}-{choices['model']}-{choices['data']}"
-    folder = claim(Path("outputs/find_lr", name.replace("/", "-")))
+    folder = RunFolder(Path("outputs/find_lr", name.replace("/", "-"))).claim().path
     _write(curve, folder / "curve.csv")
     optimizer = cfg.optimizer._target_.rpartition(".")[2]
     title = f"{choices['model']} on {choices['data']}, {optimizer}, batch {cfg.data.batch_size}"

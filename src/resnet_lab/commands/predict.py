@@ -2,6 +2,7 @@
 
 import csv
 import json
+import math
 import os
 import sys
 import warnings
@@ -17,12 +18,12 @@ import numpy as np
 import torch
 from PIL import Image
 
-from resnet_lab.commands.picture_grid import Tile, write_grid
+from resnet_lab import charts
 from resnet_lab.config.errors import UserError
 from resnet_lab.data.augment import normalise, scale_and_shift
 from resnet_lab.data.cache import progress
 from resnet_lab.data.decode import EXTENSIONS, evaluation_zoom, fit, open_image, reason, to_rgb
-from resnet_lab.data.sources import evenly_spaced
+from resnet_lab.data.statistics import evenly_spaced
 from resnet_lab.run.load import Finished, load_run
 
 BATCH = 64
@@ -76,7 +77,7 @@ def predict(
     files = [file for path in paths for file in find(path)]
     shown = set(evenly_spaced(len(files), MOST_IN_GRID)) if grid is not None else set()
 
-    tiles: list[Tile] = []
+    tiles: list[charts.Tile] = []
     failed = 0
     with ExitStack() as stack:
         stack.enter_context(warnings.catch_warnings())
@@ -95,7 +96,7 @@ def predict(
             if number in shown:
                 tiles.append(_tile(picture, labels))
     if grid is not None:
-        write_grid(grid, tiles, len(files), evaluation_zoom(run.cfg.data.image_size))
+        _write_grid(grid, tiles, len(files), evaluation_zoom(run.cfg.data.image_size))
     print(f"{len(files) - failed:,} of {len(files):,} images labelled", file=sys.stderr)
     return failed
 
@@ -213,8 +214,20 @@ def _rows(file: TextIO, kind: str, top_k: int) -> Iterator[Callable[[Picture, La
         file.write("\n]\n")
 
 
-def _tile(picture: Picture, labels: Labels) -> Tile:
+def _tile(picture: Picture, labels: Labels) -> charts.Tile:
+    name = charts.shortened(picture.path.name, 24)
     if picture.error is not None:
-        return Tile(None, picture.path.name, "cannot be read")
+        return charts.Tile(None, "cannot be read", name)
     label, probability = labels[0]
-    return Tile(picture.thumbnail, picture.path.name, f"{label}  {probability:.0%}")
+    return charts.Tile(
+        np.asarray(picture.thumbnail), f"{charts.shortened(label, 20)}  {probability:.0%}", name
+    )
+
+
+def _write_grid(path: Path, tiles: Sequence[charts.Tile], n: int, seen: float) -> None:
+    """A PNG of the tiles, which are some of `n`; see `charts.grid` for `seen`."""
+    number = f"{len(tiles):,} of {n:,} images" if len(tiles) < n else f"{n:,} images"
+    title = f"{number}; dashed: what the net sees"
+    columns = min(8, math.ceil(math.sqrt(len(tiles) * 1.3)))
+    path.parent.mkdir(parents=True, exist_ok=True)
+    charts.write_png(path, lambda: charts.grid(tiles, title, columns=columns, side=1.6, seen=seen))

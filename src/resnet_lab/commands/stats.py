@@ -1,7 +1,6 @@
 """`resnet-lab stats`: what is in a data set, and what is wrong with it."""
 
 import hashlib
-import os
 from collections import Counter, defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -14,11 +13,13 @@ from rich import box
 from rich.table import Table
 
 from resnet_lab.config.check import check
-from resnet_lab.config.compose import composed
+from resnet_lab.config.compose import compose
 from resnet_lab.config.errors import UserError
-from resnet_lab.data.cache import in_threads
+from resnet_lab.data.cache import digest, in_threads
 from resnet_lab.data.decode import open_image, reason, to_rgb
-from resnet_lab.data.sources import ImageFolder, Source, digest
+from resnet_lab.data.sources import ImageFolder, Source
+from resnet_lab.data.statistics import level_statistics
+from resnet_lab.files import create_cache_folder
 from resnet_lab.screen import console
 
 MOST_CLASSES = 20  # rows on the screen; all are in the file
@@ -58,17 +59,17 @@ def stats(overrides: Sequence[str]) -> Path:
     returned. Nothing is written where the images are. ValueError where the config is wrong or the
     folder has not the form that a data set must have; a broken image is no error but a finding.
     """
-    cfg, choices = composed(overrides)
+    cfg, choices = compose(overrides)
     check(cfg)
 
     from resnet_lab.run import build, folder
 
-    source = build.source(cfg)
+    source = build.build_source(cfg)
     result = {"data": choices["data"], "root": cfg.data.get("root"), **examine(source)}
     key = digest(*(source.fingerprint(split) for split in source.splits))
     path = Path(cfg.data.cache_dir, f"stats-{choices['data']}-{key}.json")
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
+        create_cache_folder(path.parent)
         folder.write_json(path, result)
     except OSError as error:
         raise UserError(
@@ -87,8 +88,6 @@ def examine(source: Source) -> dict[str, Any]:
     sizes, formats, modes: over all splits; the format is "array" where there are no files.
     duplicates: groups of images whose pixels are the same, whatever their files look like.
     """
-    from resnet_lab.data.datamodule import level_statistics
-
     found = {split: _inspect_all(source, split) for split in source.splits}
     names = source.class_names
     splits: dict[str, Any] = {}
@@ -99,7 +98,7 @@ def examine(source: Source) -> dict[str, Any]:
         labels = source.labels(split)
         counts = np.bincount(labels, minlength=len(names)).tolist()
         # Files that are not listed, since they can be no image, are broken images here.
-        faults = source.faults(split) if isinstance(source, ImageFolder) else {}
+        faults = dict(source.faults(split)) if isinstance(source, ImageFolder) else {}
         for path in faults:
             counts[names.index(path.split("/")[1])] += 1
         faults |= {source.describe(split, index): why for index, why in seen.broken}
@@ -177,7 +176,7 @@ def _inspect(source: Source, split: str, indices: Sequence[int]) -> Found:
     for index in indices:
         try:
             if isinstance(source, ImageFolder):
-                with open_image(os.path.join(source.root, source.describe(split, index))) as image:
+                with open_image(source.path(split, index)) as image:
                     form, mode = image.format or "unknown", image.mode
                     rgb = to_rgb(image)
             else:

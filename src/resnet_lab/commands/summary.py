@@ -1,7 +1,7 @@
 """`resnet-lab summary`: what nets are made of and cost, section by section and side by side."""
 
 from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
 from hydra.core.override_parser.overrides_parser import OverridesParser
@@ -10,19 +10,18 @@ from rich import box
 from rich.table import Table
 
 from resnet_lab.config.check import PRETRAINED
-from resnet_lab.config.compose import composed
+from resnet_lab.config.compose import compose
 from resnet_lab.config.errors import UserError
-from resnet_lab.models import family
+from resnet_lab.config.rules import net_faults
 from resnet_lab.screen import console
 from resnet_lab.sweep.grid import swept_keys
-from resnet_lab.trust import check_targets
 
 if TYPE_CHECKING:
     from resnet_lab.models.complexity import Section  # imports torch
 
 NOTE = (
-    "Multiply-adds are those of convolutions and linear layers, for one image; norms, activations "
-    "and sums are left out."
+    "Multiply-adds are those of convolutions, linear layers and attention, for one image; norms, "
+    "activations and sums are left out."
 )
 SHARE = 7  # characters of a share and the blank before it
 
@@ -77,7 +76,7 @@ def measure(
     options = [f"{key}={value}" for key, value in given.items() if value is not None]
     configs = []
     for job in jobs:
-        cfg, choices = composed([*job, *options])
+        cfg, choices = compose([*job, *options])
         _check(cfg, choices)
         configs.append((_label(job, keys, choices["model"]), cfg))
 
@@ -86,7 +85,7 @@ def measure(
 
     nets = []
     for label, cfg in configs:
-        build.follow_trunk(cfg)  # it may be a run's net, and say how large images are
+        cfg = build.follow_trunk(cfg)  # it may be a run's net, and say how large images are
         side, channels = cfg.data.image_size, cfg.model.get("in_channels") or 3
         sections = breakdown(build.outline(cfg), side, channels)
         nets.append(Net(label, (channels, side, side), sections))
@@ -95,7 +94,6 @@ def measure(
 
 def _check(cfg: DictConfig, choices: dict[str, str]) -> None:
     """What `config.check` says of a net, without asking for data that is not needed here."""
-    check_targets(cfg, cfg.trust)
     wanted = {"data.image_size": "--image-size 224", "data.num_classes": "--classes 1000"}
     if cfg.model._target_ == PRETRAINED:
         del wanted["data.image_size"]  # its trunk says it
@@ -104,13 +102,9 @@ def _check(cfg: DictConfig, choices: dict[str, str]) -> None:
             f"data={choices['data']} does not say what only its images can: give "
             f"{' and '.join(missing)} (or what it is)."
         )
-    model = OmegaConf.to_container(cfg.model, resolve=True)
-    assert isinstance(model, dict)
-    target = str(model.pop("_target_"))
-    try:
-        family.check(target, {str(key): value for key, value in model.items()})
-    except UserError as error:
-        raise UserError(f"model.{error}") from None
+    model: Any = OmegaConf.to_container(cfg.model, resolve=True)
+    if faults := list(net_faults(model)):
+        raise UserError("\n".join(faults))
 
 
 def _label(job: Sequence[str], keys: Sequence[str], model: str) -> str:

@@ -10,12 +10,8 @@ from omegaconf import DictConfig, ListConfig, OmegaConf
 
 from resnet_lab.config.compose import typed
 from resnet_lab.config.errors import UserError
-from resnet_lab.config.rules import RULES, _whole
-from resnet_lab.models import family
-from resnet_lab.trust import (
-    check_targets,
-    check_trust,
-)
+from resnet_lab.config.rules import net_faults, plain, spelled, value_faults
+from resnet_lab.config.untrusted import check_names, check_values, read_yaml
 
 PRETRAINED = "resnet_lab.models.pretrained.Pretrained"
 
@@ -23,45 +19,27 @@ PRETRAINED = "resnet_lab.models.pretrained.Pretrained"
 EXTRAS = {"wandb", "mlflow"}  # loggers whose packages are optional extras of ours
 
 
-def _plain(cfg: DictConfig, key: str) -> Any:
-    value = OmegaConf.select(cfg, key)
-    if isinstance(value, DictConfig | ListConfig):
-        return OmegaConf.to_container(value, resolve=True)
-    return value
-
-
 def check(cfg: DictConfig) -> None:
-    """Raise ValueError, a line for each thing that this composed config gets wrong.
+    """Raise UserError, a line for each thing that this composed config gets wrong.
 
-    All that the config alone tells: what may not be asked for (see `trust`), types, ranges,
-    impossible networks, values that contradict each other. What only the data or the machine can
-    tell is left to `build.build`.
+    All that the config alone tells: types, ranges, impossible networks, values that contradict
+    each other. What only the data or the machine can tell is left to `run.build`.
     """
     content = OmegaConf.to_container(cfg)
     assert isinstance(content, dict)
-    if content.pop("hydra", None) is not None:  # a run's, with the command line at hand
-        check_trust(cfg, typed(cfg, "task"))
-        if content["run_dir"] != "${hydra:runtime.output_dir}":
-            raise UserError(
-                f"run_dir={content['run_dir']}: it is the folder that hydra.run.dir names; give "
-                "hydra.run.dir=..."
-            )
+    of_hydra = content.pop("hydra", None) is not None
+    if of_hydra and content["run_dir"] != "${hydra:runtime.output_dir}":
+        raise UserError(
+            f"run_dir={content['run_dir']}: it is the folder that hydra.run.dir names; give "
+            "hydra.run.dir=..."
+        )
     missing = sorted(_missing(content))
     faults = [f"{key} has no default: give {key}=..." for key in missing]
-    for key, (holds, allowed) in RULES.items():
-        if key in missing or OmegaConf.select(cfg, key, default=_ABSENT) is _ABSENT:
-            continue
-        value = _plain(cfg, key)
-        if not holds(value):
-            faults.append(f"{key}={_spelled(value)}: must be {allowed}.")
+    faults += value_faults(cfg, missing)
     if not faults:
-        check_targets(content, cfg.get("trust") or ())
         faults = list(_contradictions(cfg))
     if faults:
         raise UserError("\n".join(faults))
-
-
-_ABSENT = object()
 
 
 def _missing(node: Any, key: str = "") -> Iterator[str]:
@@ -71,15 +49,6 @@ def _missing(node: Any, key: str = "") -> Iterator[str]:
     elif isinstance(node, dict):
         for name, child in node.items():
             yield from _missing(child, f"{key}.{name}" if key else str(name))
-
-
-def _spelled(value: Any) -> str:
-    """As one would type it on the command line."""
-    if value is None or isinstance(value, bool):
-        return {None: "null", True: "true", False: "false"}[value]
-    if isinstance(value, list):
-        return "[" + ",".join(map(_spelled, value)) + "]"
-    return str(value)
 
 
 def _contradictions(cfg: DictConfig) -> Iterator[str]:
@@ -92,17 +61,14 @@ def _contradictions(cfg: DictConfig) -> Iterator[str]:
             "each of them one value."
         )
 
-    model = _plain(cfg, "model")
+    model = plain(cfg, "model")
     data_classes, model_classes = cfg.data.num_classes, model.get("num_classes")
     if data_classes is not None and model_classes is not None and data_classes != model_classes:
         yield (
             f"model.num_classes={model_classes}: the data has {data_classes} classes "
             "(data.num_classes); leave model.num_classes out, it follows the data."
         )
-    try:
-        family.check(model["_target_"], {k: v for k, v in model.items() if k != "_target_"})
-    except UserError as error:
-        yield f"model.{error}"
+    yield from net_faults(model)
 
     try:
         trunk_run(cfg)
@@ -110,7 +76,10 @@ def _contradictions(cfg: DictConfig) -> Iterator[str]:
         yield str(error)
 
     root = cfg.data.get("root")
-    if _plain(cfg, "data.source._target_").endswith(".ImageFolder"):
+    source = cfg.data.get("source") or {}
+    if root is not None and source and "root" not in source:
+        yield f"data.root={root}: these images come from no folder; data=imagefolder reads one."
+    if str(source.get("_target_")).endswith(".ImageFolder"):
         for folder in (Path(root), Path(root, "train"), Path(root, "test")):
             if not folder.is_dir():
                 yield (
@@ -120,9 +89,9 @@ def _contradictions(cfg: DictConfig) -> Iterator[str]:
                 break
 
     trainer = cfg.trainer
-    ranks = _plain(cfg, "trainer.devices")
+    ranks = plain(cfg, "trainer.devices")
     ranks = len(ranks) if isinstance(ranks, list) else ranks
-    if _whole(ranks) and ranks > 0:
+    if isinstance(ranks, int) and ranks > 0:
         ranks *= trainer.num_nodes
         if cfg.data.batch_size % ranks:
             yield undivided(cfg.data.batch_size, ranks)
@@ -133,10 +102,11 @@ def _contradictions(cfg: DictConfig) -> Iterator[str]:
         yield "optimizer.nesterov=true: needs optimizer.momentum above 0."
     if cfg.scheduler.get("unit") == "run":
         for key in ("milestones", "warmup"):
-            value = _plain(cfg, f"scheduler.{key}") or 0
+            value = cfg.scheduler.get(key) or 0
+            value = list(value) if isinstance(value, ListConfig) else value
             if max(value if isinstance(value, list) else [value]) >= 1:
                 yield (
-                    f"scheduler.{key}={_spelled(value)}: with scheduler.unit=run these are "
+                    f"scheduler.{key}={spelled(value)}: with scheduler.unit=run these are "
                     "fractions of the run, below 1; for others set scheduler.unit=epoch or step."
                 )
     for name in EXTRAS & set(cfg.logger or ()):
@@ -147,35 +117,40 @@ def _contradictions(cfg: DictConfig) -> Iterator[str]:
         yield f"data.cutout={cfg.data.cutout}: larger than the image ({size} pixels)."
 
 
-def trunk_run(cfg: DictConfig) -> DictConfig | None:
+def trunk_run(cfg: DictConfig) -> dict[str, Any] | None:
     """The config of the run whose folder `model.trunk` names; None where it names none.
 
-    ValueError where that folder holds no run, or its net is not trusted: what a stranger's config
-    names as a net would be called.
+    Only its net and the size, mean and std of its images are given: plain values, and names that
+    a run folder may give.
+
+    Raises:
+        UserError: the folder holds no run, or a net that may not be named.
     """
     trunk = OmegaConf.select(cfg, "model.trunk")
     if cfg.model._target_ != PRETRAINED or not isinstance(trunk, str):
         return None
-    described = Path(trunk, "config.yaml")
-    if not described.exists():
+    path = Path(trunk, "config.yaml")
+    if not path.exists():
         if "/" in trunk:
             raise UserError(f"model.trunk={trunk}: there is no run in it (no config.yaml).")
         return None
-    run = OmegaConf.load(described)
-    if any(OmegaConf.select(run, key) is None for key in ("model._target_", "data")):
-        raise UserError(f"model.trunk={trunk}: {described} is not the config of a run.")
-    written: Any = OmegaConf.to_container(run)  # as text: nothing of it is resolved yet
-    model, data = written["model"], written["data"]
+    run = read_yaml(path)
+    sections: list[Any] = [
+        run.get(name) if isinstance(run, dict) else None for name in ("model", "data")
+    ]
+    if not all(isinstance(section, dict) for section in sections) or "_target_" not in sections[0]:
+        raise UserError(f"model.trunk={trunk}: {path} is not the config of a run.")
+    model, data = sections
     taken = {
         "model": model.get("trunk") if model["_target_"] == PRETRAINED else model,
         "data": {key: data.get(key) for key in ("image_size", "mean", "std")},
     }
-    try:
-        check_targets(taken, cfg.get("trust") or (), foreign=True)
-    except UserError as error:
-        raise UserError(f"model.trunk={trunk}: {error}") from None
-    assert isinstance(run, DictConfig)
-    return run
+    check_values(taken, path)
+    how = "As the trunk of another run a net of your own is described: model.trunk={_target_: ...}."
+    check_names(taken, path, (), how)
+    if isinstance(taken["model"], dict) and (faults := list(net_faults(taken["model"]))):
+        raise UserError(f"{path}: {' '.join(faults)}")
+    return taken
 
 
 def undivided(batch_size: int, ranks: int) -> str:

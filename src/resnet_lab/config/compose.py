@@ -1,37 +1,53 @@
 """From overrides to a config, and from a config to its dotted keys; imports no torch."""
 
+import os
+import re
+import warnings
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
 
-from hydra._internal.config_loader_impl import ConfigLoaderImpl
+import hydra
 from hydra.core.override_parser.overrides_parser import OverridesParser
-from hydra.types import RunMode
-from omegaconf import DictConfig, OmegaConf, open_dict, read_write
+from omegaconf import DictConfig, OmegaConf, open_dict
 
 from resnet_lab.config.errors import UserError
-from resnet_lab.trust import (
-    check_hydra,
-    check_trust,
-)
 
-SOURCE_FOLDER = Path(__file__).resolve().parents[1]
+PACKAGE = Path(__file__).resolve().parents[1]
+# conf/ and train.py: of the checkout, or as they were shipped with the package.
+APP = PACKAGE / "app" if (PACKAGE / "app").is_dir() else PACKAGE.parents[1]
+CONF = APP / "conf"
+
+# Hydra 1.3 asks for `version_base`, and 1.4 warns of it. 1.4 also warns where nothing lists what
+# may be instantiated: Hydra's block-list holds then, as in 1.3, and `untrusted` has the rest.
+HYDRA_1_3 = hydra.__version__.startswith("1.3.")
+VERSION_BASE = {"version_base": "1.3"} if HYDRA_1_3 else {}
+warnings.filterwarnings("ignore", "(?s).*execution.whitelist", UserWarning)
+
+# Keys of one command, not of the run that it starts.
+OF_THE_COMMAND = ("hydra", "resume", "run_dir", "sweep")
 
 
-CONF = SOURCE_FOLDER.parents[1] / "conf"
+def _scaled(rate: float | int, batch_size: int, base: int = 128) -> float:
+    """`${scaled:RATE,BATCH,BASE}`: a rate in proportion to the batch (arXiv 1706.02677, 2.1)."""
+    return rate * batch_size / base
 
 
-GROUPS = {path.name for path in CONF.glob("*/")}
+_register: Any = OmegaConf.register_new_resolver if HYDRA_1_3 else OmegaConf.register_resolver
+_register("scaled", _scaled, replace=True)
 
 
-def composed(overrides: Sequence[str]) -> tuple[DictConfig, dict[str, str]]:
-    """What `python train.py` with these overrides would run, and the choice of every group.
+def compose(overrides: Sequence[str]) -> tuple[DictConfig, dict[str, str]]:
+    """What `python train.py` with these overrides would run, unchecked.
 
-    Nothing but `trust` is checked yet, and `run_dir` is left to be set. ValueError where an
-    override gives several values, else Hydra's own errors.
+    Returns:
+        The config, `run_dir` left to be set, and the choice of every group.
+
+    Raises:
+        UserError: an override gives several values.
+        HydraException, OmegaConfBaseException: it does not compose.
     """
-    from hydra import compose, initialize_config_dir
     from hydra.core.global_hydra import GlobalHydra
 
     for override in OverridesParser.create().parse_overrides(list(overrides)):
@@ -41,11 +57,10 @@ def composed(overrides: Sequence[str]) -> tuple[DictConfig, dict[str, str]]:
     here: AbstractContextManager[Any] = (
         nullcontext()
         if GlobalHydra.instance().is_initialized()
-        else initialize_config_dir(str(CONF), version_base="1.3")
+        else hydra.initialize_config_dir(str(CONF), **VERSION_BASE)
     )
     with here:
-        cfg = compose("train", overrides=list(overrides), return_hydra_config=True)
-    check_trust(cfg, overrides)
+        cfg = hydra.compose("train", overrides=list(overrides), return_hydra_config=True)
     choices = {str(group): str(choice) for group, choice in cfg.hydra.runtime.choices.items()}
     with open_dict(cfg):
         del cfg["hydra"]
@@ -53,46 +68,18 @@ def composed(overrides: Sequence[str]) -> tuple[DictConfig, dict[str, str]]:
 
 
 def typed(config: DictConfig, kind: str) -> list[str]:
-    """The overrides of the command line: "task" ours, "hydra" Hydra's own; what they
-    interpolate (`${run_dir}`) stays as it was typed."""
+    """The overrides of the command line, as they were typed: "task" ours, "hydra" Hydra's own."""
     overrides: list[str] = OmegaConf.to_container(config.hydra.overrides[kind])  # type: ignore[assignment]
     return overrides
 
 
-@contextmanager
-def _guarded_composition() -> Iterator[None]:
-    """Look at what Hydra has composed before it makes anything of it; it has no hook for that.
-
-    Where a run is resumed, what is typed for it is put aside: it is meant for the run's own
-    config, which may have keys that the one composed here has not (see `go_on`).
-    """
-    compose = ConfigLoaderImpl.load_configuration
-
-    def load_configuration(
-        self: ConfigLoaderImpl, config_name: str, overrides: list[str], *args: Any, **kwargs: Any
-    ) -> DictConfig:
-        single = kwargs.get("run_mode") is RunMode.RUN
-        resumed = single and any(override.startswith("resume=") for override in overrides)
-        now = of_the_command(overrides) if resumed else overrides
-        cfg = compose(self, config_name, now, *args, **kwargs)
-        check_hydra(cfg)
-        if resumed:
-            aside = [override for override in overrides if override not in now]
-            with read_write(cfg.hydra):
-                cfg.hydra.overrides.task = [*typed(cfg, "task"), *aside]
-        return cfg
-
-    ConfigLoaderImpl.load_configuration = load_configuration  # type: ignore[method-assign,assignment]
-    try:
-        yield
-    finally:
-        ConfigLoaderImpl.load_configuration = compose  # type: ignore[method-assign]
-
-
-OF_THE_COMMAND = ("hydra", "resume", "run_dir", "sweep", "trust")
+def key_of(override: str) -> str:
+    """The dotted key (or group) that an override sets: "+a.b=1" -> "a.b"."""
+    return override.lstrip("+~").partition("=")[0].replace("/", ".").partition("@")[0]
 
 
 def within(key: str, others: Iterable[str]) -> bool:
+    """Whether `key` is one of `others` or lies below one."""
     return any(key == other or key.startswith(f"{other}.") for other in others)
 
 
@@ -100,7 +87,7 @@ class _Absent:
     pass
 
 
-ABSENT = _Absent()
+ABSENT = _Absent()  # in place of the value of a key that is not there
 
 
 def flat(config: Mapping[str, Any]) -> dict[str, Any]:
@@ -129,10 +116,45 @@ def moved(node: Any, old: str, new: str) -> Any:
     return node
 
 
-def of_the_command(overrides: Sequence[str]) -> list[str]:
-    """Of a command line with `resume=`, what is not meant for the run's config."""
-    return [o for o in overrides if within(key_of(o), OF_THE_COMMAND)]
+def texts(node: Any, key: str = "") -> Iterator[tuple[str, str]]:
+    """Dotted key and text of every string in a plain config; `_target_` counts as text."""
+    if isinstance(node, Mapping | list):
+        for name, child in node.items() if isinstance(node, Mapping) else enumerate(node):
+            below = f"{key}.{name}" if key else str(name)
+            yield from ((below, str(child)),) if name == "_target_" else texts(child, below)
+    elif isinstance(node, str):
+        yield key, node
 
 
-def key_of(override: str) -> str:
-    return override.lstrip("+~").partition("=")[0].replace("/", ".").partition("@")[0]
+def from_environment(config: Mapping[str, Any]) -> dict[str, str]:
+    """What in an unresolved config holds the value of an environment variable: key -> as written.
+
+    Also where it comes by way of other keys. Told by the text alone, and rather too often than
+    too rarely: any name in an interpolation that could mean such a key counts.
+    """
+    written = {key: text for key, text in texts(config) if "${" in text}
+    found = {key for key, text in written.items() if _asks_environment(text)}
+    while True:
+        more = {
+            key
+            for key, text in written.items()
+            if key not in found and any(_may_mean(name, found) for name in _names(text))
+        }
+        if not more:
+            return {key: written[key] for key in found}
+        found |= more
+
+
+def _asks_environment(text: str) -> bool:
+    asked = re.findall(r"oc\.env:([^,}]*)", text)
+    # A variable that is not set leaves its default; a name may be put together from others.
+    return any("$" in name or name.strip(" '\"") in os.environ for name in asked)
+
+
+def _names(text: str) -> list[str]:
+    inside = text[text.index("${") :]
+    return [name.strip(".") for name in re.findall(r"[\w.]+", inside) if name.strip(".")]
+
+
+def _may_mean(name: str, keys: Iterable[str]) -> bool:
+    return any(f".{key}.".find(f".{name}.") >= 0 or name.startswith(f"{key}.") for key in keys)

@@ -12,20 +12,21 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import (
     ConfigCompositionException,
     HydraException,
+    InstantiationException,
     MissingConfigException,
     OverrideParseException,
 )
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from resnet_lab.config.compose import CONF, _guarded_composition
+from resnet_lab.config.compose import CONF, VERSION_BASE
 from resnet_lab.config.errors import UserError
 
 _ours = False  # True while HYDRA_FULL_ERROR is set by composition_errors, not by the user
 
 
-def _wanted() -> bool:
-    """Whether the user asked for tracebacks."""
+def full_errors() -> bool:
+    """Whether the user asked for tracebacks (HYDRA_FULL_ERROR=1)."""
     return os.environ.get("HYDRA_FULL_ERROR") == "1" and not _ours
 
 
@@ -36,14 +37,13 @@ def composition_errors() -> Iterator[None]:
     With the environment variable HYDRA_FULL_ERROR=1 the traceback comes instead.
     """
     global _ours
-    if _wanted():
-        with _guarded_composition():
-            yield
+    if full_errors():
+        yield
         return
     # Without it Hydra prints and exits by itself; we want the exception.
     os.environ["HYDRA_FULL_ERROR"], _ours = "1", True
     try:
-        with _one_message(), _guarded_composition():
+        with _one_message():
             yield
     finally:
         os.environ.pop("HYDRA_FULL_ERROR", None)
@@ -57,7 +57,7 @@ def one_sentence_errors() -> Iterator[None]:
     A mistake is a `UserError` (also inside a `_target_`), or what Hydra refuses. Everything else
     keeps its traceback; with the environment variable HYDRA_FULL_ERROR=1 everything does.
     """
-    if _wanted():
+    if full_errors():
         yield
         return
     os.environ.pop("HYDRA_FULL_ERROR", None)  # processes that the run starts shall not see ours
@@ -82,13 +82,28 @@ def sentence(error: BaseException) -> str | None:
         return _composition_sentence(error)
     if isinstance(error, OverrideParseException):
         return f"{error.override}: cannot be read; write key=value, with quotes around blanks."
-    while type(error).__name__ == "InstantiationException" and error.__cause__ is not None:
-        error = error.__cause__
+    if isinstance(error, InstantiationException):
+        if not_found := re.match(r"Error locating target '([^']+)'", str(error)):
+            return _not_found(not_found[1], error)
+        while isinstance(error, InstantiationException) and error.__cause__ is not None:
+            error = error.__cause__
     if isinstance(error, UserError):
         return str(error)
     if isinstance(error, HydraException | OmegaConfBaseException):
         return _first_lines(error)
     return None
+
+
+def _not_found(name: str, error: BaseException) -> str:
+    """The sentence for a `_target_` that names nothing."""
+    key = re.search(r"full_key: (\S+)", str(error))
+    reason: BaseException = error
+    while reason.__cause__ is not None:
+        reason = reason.__cause__
+    return (
+        f"{key[1] + '.' if key else ''}_target_={name}: there is no such thing to import "
+        f"({str(reason).splitlines()[0]}); is its folder on PYTHONPATH?"
+    )
 
 
 def _first_lines(error: BaseException) -> str:
@@ -102,18 +117,18 @@ def _composition_sentence(error: BaseException) -> str:
     # A choice may lie in a folder of its group, as experiment=he2015/resnet20 does.
     if match := re.search(r"Could not (?:find|load) '((?:hydra/)?[^/']+)/([^']+)'", text):
         group, wanted = match.groups()
-        return f"{group}={wanted}: there is no such choice; {_offer(wanted, _choices(group))}"
+        return f"{group}={wanted}: there is no such choice; {offer(wanted, choices_of(group))}"
     if match := re.search(r"Could not override '([^']+)'", text):
         return _unknown_key(match[1])
     return _first_lines(error)
 
 
-def _choices(group: str) -> list[str]:
+def choices_of(group: str) -> list[str]:
     folder = CONF / group
     return sorted(str(path.relative_to(folder).with_suffix("")) for path in folder.rglob("*.yaml"))
 
 
-def _offer(wanted: str, choices: list[str]) -> str:
+def offer(wanted: str, choices: list[str]) -> str:
     def likeness(choice: str) -> tuple[float, int]:
         ratio = difflib.SequenceMatcher(None, wanted, choice).ratio()
         alike = itertools.takewhile(
@@ -139,7 +154,7 @@ def _unknown_key(key: str) -> str:
             parsed = parser.parse_overrides([override])[0]
             if parsed.key_or_group != key and not parsed.is_sweep_override():
                 others.append(override)
-    with initialize_config_dir(str(CONF), version_base="1.3"):
+    with initialize_config_dir(str(CONF), **VERSION_BASE):
         try:
             cfg = compose("train", overrides=others)
         except (HydraException, OmegaConfBaseException):
@@ -149,4 +164,4 @@ def _unknown_key(key: str) -> str:
     if not isinstance(node, DictConfig):
         return _unknown_key(parent) if parent else f"{key}: there is no such key."
     keys = sorted(str(k) for k in node if not str(k).startswith("_"))
-    return f"{key}: there is no such key; {_offer(last, keys)}"
+    return f"{key}: there is no such key; {offer(last, keys)}"

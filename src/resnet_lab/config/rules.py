@@ -1,19 +1,23 @@
-"""What a value may be: one table for every key of a config; imports no torch."""
+"""What a value may be: the one table for every key of a config; imports no torch."""
 
 import itertools
+import math
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Iterator, Mapping
 from typing import Any
 
-from resnet_lab.trust import (
-    NAME,
-)
+from omegaconf import DictConfig, OmegaConf
+
+from resnet_lab.config.errors import UserError
+from resnet_lab.models import family
 
 PRECISIONS = ("auto", "32", "bf16-mixed", "16-mixed", "64", "bf16-true", "16-true", "32-true")
 
+Rule = tuple[Callable[[Any], bool], str]  # whether a value is possible, and in words which are
+
 
 def _number(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool)
+    return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < math.inf
 
 
 def _whole(value: Any) -> bool:
@@ -26,39 +30,6 @@ def _devices(value: Any) -> bool:
     return value == "auto" or value == -1 or (_whole(value) and value >= 1)
 
 
-Rule = tuple[Callable[[Any], bool], str]
-
-
-_POSITIVE: Rule = (lambda v: _number(v) and v > 0, "a number above 0")
-
-
-_NOT_NEGATIVE: Rule = (lambda v: _number(v) and v >= 0, "a number of 0 or more")
-
-
-_SHARE: Rule = (lambda v: _number(v) and 0 <= v < 1, "a number from 0 to below 1")
-
-
-_COUNT: Rule = (lambda v: _whole(v) and v >= 1, "a whole number of 1 or more")
-
-
-_WHOLE: Rule = (lambda v: _whole(v) and v >= 0, "a whole number of 0 or more")
-
-
-_YES_NO: Rule = (lambda v: isinstance(v, bool), "true or false")
-
-
-_TRIPLE: Rule = (
-    lambda v: isinstance(v, list) and len(v) == 3 and all(_number(x) for x in v),
-    "three numbers such as [0.49, 0.48, 0.45], one for each of red, green and blue",
-)
-
-
-_PART: Rule = (
-    lambda v: (_whole(v) and v >= 0) or (isinstance(v, float) and 0 <= v <= 1),
-    "a share from 0.0 to 1.0 or a whole number of batches",
-)
-
-
 def _reference(value: Any) -> bool:
     if isinstance(value, dict):
         figures = value.keys() & {"test_error", "test_acc"}
@@ -68,7 +39,8 @@ def _reference(value: Any) -> bool:
 
 
 def _one_of(*choices: str) -> Rule:
-    return lambda v: v in choices, "one of " + ", ".join(choices)
+    *most, last = choices
+    return lambda v: v in choices, f"one of {', '.join(most)} or {last}"
 
 
 def _or_null(rule: Rule) -> Rule:
@@ -76,15 +48,30 @@ def _or_null(rule: Rule) -> Rule:
     return lambda v: v is None or holds(v), allowed + ", or null"
 
 
+_POSITIVE: Rule = (lambda v: _number(v) and v > 0, "a number above 0")
+_NOT_NEGATIVE: Rule = (lambda v: _number(v) and v >= 0, "a number of 0 or more")
+_SHARE: Rule = (lambda v: _number(v) and 0 <= v < 1, "a number from 0 to below 1")
+_COUNT: Rule = (lambda v: _whole(v) and v >= 1, "a whole number of 1 or more")
+_COUNTS: Rule = (
+    lambda v: isinstance(v, list) and len(v) > 0 and all(map(_COUNT[0], v)),
+    "a list of whole numbers of 1 or more, such as [2,2,2]",
+)
+_WHOLE: Rule = (lambda v: _whole(v) and v >= 0, "a whole number of 0 or more")
+_YES_NO: Rule = (lambda v: isinstance(v, bool), "true or false")
+_TRIPLE: Rule = (
+    lambda v: isinstance(v, list) and len(v) == 3 and all(map(_number, v)),
+    "three numbers such as [0.49, 0.48, 0.45], one for each of red, green and blue",
+)
+_PART: Rule = (
+    lambda v: (_whole(v) and v >= 0) or (isinstance(v, float) and 0 <= v <= 1),
+    "a share from 0.0 to 1.0 or a whole number of batches",
+)
+
 RULES: dict[str, Rule] = {
     "rank_timeout": _POSITIVE,
     "callbacks.last.minutes": _NOT_NEGATIVE,
     "seed": (lambda v: _whole(v) and 0 <= v < 2**32, "a whole number from 0 to 4294967295"),
     "compile": (lambda v: isinstance(v, bool) or v == "auto", "true, false or auto"),
-    "trust": (
-        lambda v: isinstance(v, list) and all(NAME.fullmatch(str(name)) for name in v),
-        "a list of packages or modules, such as [my_package]",
-    ),
     "reference": (
         _reference,
         "a test error in percent, null, or a mapping such as "
@@ -93,15 +80,6 @@ RULES: dict[str, Rule] = {
     "classifier.label_smoothing": _SHARE,
     "classifier.decay_norm_and_bias": _YES_NO,
     "classifier.trunk_lr_scale": _POSITIVE,
-    "model.freeze": (
-        lambda v: v in ("all", "none") or (_whole(v) and v >= 1),
-        "all, none or a number of stages from 1 on",
-    ),
-    "model.head": (
-        lambda v: isinstance(v, list) and all(_whole(x) and x >= 1 for x in v),
-        "a list of whole numbers of 1 or more, such as [4096,4096], or []",
-    ),
-    "model.dropout": _SHARE,
     "callbacks.unfreeze.after_epochs": _COUNT,
     "data.batch_size": _COUNT,
     "data.eval_batch_size": _or_null(_COUNT),
@@ -179,7 +157,7 @@ RULES: dict[str, Rule] = {
     ),
     "trainer.accumulate_grad_batches": _COUNT,
     "trainer.gradient_clip_val": _or_null(_POSITIVE),
-    "trainer.check_val_every_n_epoch": _COUNT,
+    "trainer.check_val_every_n_epoch": _or_null(_COUNT),
     "trainer.log_every_n_steps": _COUNT,
     "trainer.limit_train_batches": _or_null(_PART),
     "trainer.limit_val_batches": _or_null(_PART),
@@ -197,10 +175,141 @@ RULES: dict[str, Rule] = {
     "sweep.devices_per_job": _or_null(_COUNT),
     "sweep.on_error": _one_of("continue", "stop"),
     "sweep.retries": _WHOLE,
-    "sweep.halving": _or_null(
-        (lambda v: _number(v) and 2 <= v < float("inf"), "a number of 2 or more")
-    ),
+    "sweep.halving": _or_null((lambda v: _number(v) and v >= 2, "a number of 2 or more")),
     "sweep.force": _YES_NO,
     "sweep.plan": _YES_NO,
     "sweep.warm": _YES_NO,
 }
+
+# The options of our own nets, by their names in `model`. Another net may use the same names for
+# something else, so these hold for the nets in `NETS` alone.
+NET_RULES: dict[str, Rule] = {
+    "block": _one_of("basic", "bottleneck", "preact_basic", "preact_bottleneck"),
+    "depth": _COUNT,
+    "depths": _COUNTS,
+    "widths": _COUNTS,
+    "preact": _YES_NO,
+    "shortcut": _one_of("A", "B", "C", "none"),
+    "stem": _or_null(_one_of("cifar", "imagenet")),
+    "norm": _one_of("batch", "group", "none"),
+    "width": _POSITIVE,
+    "zero_init_residual": _YES_NO,
+    "in_channels": _COUNT,
+    "image_size": _or_null(_COUNT),
+    "num_classes": _or_null(_COUNT),
+    "trunk": (
+        lambda v: isinstance(v, str) or (isinstance(v, dict) and "_target_" in v),
+        "a name, a run folder or a net such as {_target_: my_package.MyNet}",
+    ),
+    "weights": _or_null((lambda v: isinstance(v, str), "DEFAULT, a file")),
+    "freeze": (
+        lambda v: v in ("all", "none") or (_whole(v) and v >= 1),
+        "all, none or a number of stages from 1 on",
+    ),
+    "head": (
+        lambda v: isinstance(v, list) and all(map(_COUNT[0], v)),
+        "a list of whole numbers of 1 or more, such as [4096,4096], or []",
+    ),
+    "dropout": _SHARE,
+}
+
+# The options that each net needs, and those it may have besides.
+_RESNET = "shortcut stem norm width zero_init_residual in_channels image_size"
+NETS: dict[str, tuple[str, str]] = {
+    "resnet_lab.models.resnet.ResNet": ("num_classes block depths widths", _RESNET),
+    "resnet_lab.models.resnet.cifar_resnet": ("num_classes depth", f"block {_RESNET}"),
+    "resnet_lab.models.resnet.imagenet_resnet": ("num_classes depth", f"preact {_RESNET}"),
+    "resnet_lab.models.classic.TextbookCNN": ("num_classes", "image_size"),
+    "resnet_lab.models.classic.TextbookResNet": ("num_classes", "image_size"),
+    "resnet_lab.models.pretrained.Pretrained": (
+        "num_classes trunk",
+        "weights freeze head dropout",
+    ),
+}
+
+
+def spelled(value: Any) -> str:
+    """As one would type it on the command line."""
+    if value is None or isinstance(value, bool):
+        return {None: "null", True: "true", False: "false"}[value]
+    if isinstance(value, list):
+        return "[" + ",".join(map(spelled, value)) + "]"
+    return str(value)
+
+
+_ABSENT = object()
+
+
+def plain(cfg: DictConfig, key: str) -> Any:
+    """What stands at a dotted key, resolved, as numbers, texts, lists and mappings."""
+    value = OmegaConf.select(cfg, key, default=_ABSENT)
+    return OmegaConf.to_container(value, resolve=True) if OmegaConf.is_config(value) else value
+
+
+def value_faults(cfg: DictConfig, missing: Collection[str]) -> Iterator[str]:
+    """A sentence for each value that its rule in `RULES` forbids; `missing` keys are left out."""
+    for key, (holds, allowed) in RULES.items():
+        value = _ABSENT if key in missing else plain(cfg, key)
+        if value is not _ABSENT and not holds(value):
+            yield f"{key}={spelled(value)}: must be {allowed}."
+
+
+def net_faults(model: Mapping[str, Any], section: str = "model") -> Iterator[str]:
+    """A sentence for each thing that the config of a net gets wrong.
+
+    Args:
+        model: plain values; `_target_` says which net. One that is none of ours is not looked at.
+            `num_classes` and `image_size` may be None: not known yet.
+        section: where in the whole config it stands.
+    """
+    if model.get("_target_") not in NETS:
+        return
+    net = model["_target_"].rpartition(".")[2]
+    needed, more = (names.split() for names in NETS[model["_target_"]])
+    known = sorted(needed + more)
+    given = {key: value for key, value in model.items() if not key.startswith("_")}  # not Hydra's
+    faults = [
+        f"{section}.{key}: {net} has no such option; it has {', '.join(known)}."
+        for key in given
+        if key not in known
+    ]
+    faults += [
+        f"{section}.{key}: {net} needs it; it must be {NET_RULES[key][1]}."
+        for key in needed
+        if key not in given
+    ]
+    faults += [
+        f"{section}.{key}={spelled(value)}: must be {NET_RULES[key][1]}."
+        for key, value in given.items()
+        if key in known and not NET_RULES[key][0](value)
+    ]
+    yield from faults or _net_contradictions(net, given, section)
+
+
+def _net_contradictions(net: str, given: Mapping[str, Any], section: str) -> Iterator[str]:
+    try:
+        if net == "cifar_resnet":
+            family.cifar_plan(given["depth"], given.get("block", "basic"))
+        elif net == "imagenet_resnet":
+            family.imagenet_plan(given["depth"], given.get("preact", False))
+    except UserError as error:
+        yield f"{section}.{error}"
+    depths, widths = given.get("depths", []), given.get("widths", [])
+    shortcut = given.get("shortcut")
+    if len(depths) != len(widths):
+        yield (
+            f"{section}.depths={spelled(depths)} and {section}.widths={spelled(widths)}: give both "
+            "for the same number of stages."
+        )
+    if shortcut == "A" and widths != sorted(widths):
+        yield (
+            f"{section}.shortcut=A: it can only add channels, but {section}.widths="
+            f"{spelled(widths)} take some away; use B, C or none, or widths that never fall."
+        )
+    if shortcut == "none" and given.get("zero_init_residual"):
+        yield (
+            f"{section}.zero_init_residual=true: without a shortcut every block would put out "
+            "zeros and never learn; use shortcut A, B or C, or zero_init_residual=false."
+        )
+    if isinstance(given.get("trunk"), dict):
+        yield from net_faults(given["trunk"], f"{section}.trunk")

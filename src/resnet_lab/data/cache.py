@@ -1,5 +1,6 @@
 """Decoded once, memory-mapped after: folders under `cache_dir`, named by a key of their content."""
 
+import hashlib
 import json
 import logging
 import os
@@ -7,42 +8,59 @@ import shutil
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, TypeVar
 
 import numpy as np
 from filelock import FileLock
+from PIL import Image
 
 from resnet_lab.config.errors import UserError
+from resnet_lab.files import create_cache_folder, printable, read_json
 
 log = logging.getLogger(__name__)
 
-CHUNK = 64  # images that a thread looks at before it says what it found
+CACHE_FORMAT = 2  # part of every key: raise it when the same files are to give other pixels
+CHUNK = 64  # images that a thread decodes before it reports
 DAMAGED = (OSError, ValueError, EOFError)  # what reading an absent or broken file raises
 
 T = TypeVar("T")
 
 
+def digest(*parts: object) -> str:
+    """A short key that differs when any of the parts does."""
+    return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:16]
+
+
+def entry(cache_dir: str, name: str, key: str) -> Path:
+    """The folder of one entry; `key` is the `digest` of all that its content depends on."""
+    return Path(cache_dir) / f"{name}-{key}"
+
+
 def cached(folder: Path, write: Callable[[Path], None], read: Callable[[Path], T]) -> T:
     """What `read` finds in `folder`, which `write` fills first where it is absent or damaged.
 
-    `read` raises one of `DAMAGED` where the folder does not hold what it should. Any number
-    of processes may ask at once: one writes, the others wait. The folder appears whole or not at
-    all, since it is filled under another name and then renamed.
+    Any number of processes may ask at once: one writes, the others wait. The folder appears whole
+    or not at all, since it is filled under another name and then renamed.
+
+    Args:
+        folder: an `entry`.
+        write: fills the empty folder that it is given.
+        read: raises one of `DAMAGED` where the folder does not hold what it should.
+
+    Raises:
+        UserError: the folder cannot be written.
     """
-    try:
+    with suppress(*DAMAGED):
         return read(folder)
-    except DAMAGED:
-        pass
     try:
-        folder.parent.mkdir(parents=True, exist_ok=True)
+        create_cache_folder(folder.parent)
         with FileLock(f"{folder}.lock"):
-            try:
+            with suppress(*DAMAGED):
                 return read(folder)  # another process wrote it while this one waited
-            except DAMAGED:
-                pass
-            partial = Path(f"{folder}.partial")  # what a killed process left behind goes, too
-            shutil.rmtree(partial, ignore_errors=True)
+            partial = Path(f"{folder}.partial")
+            shutil.rmtree(partial, ignore_errors=True)  # of a killed process
             partial.mkdir()
             try:
                 write(partial)
@@ -53,7 +71,7 @@ def cached(folder: Path, write: Callable[[Path], None], read: Callable[[Path], T
             return read(folder)
     except OSError as error:
         raise UserError(
-            f"cannot write the image cache {folder} ({error.strerror or error}); "
+            f"cannot write the image cache {printable(str(folder))} ({error.strerror or error}); "
             "set data.cache_dir to a writable folder with room"
         ) from error
 
@@ -64,13 +82,14 @@ def cached_json(folder: Path, compute: Callable[[], Any]) -> Any:
     def write(partial: Path) -> None:
         (partial / "value.json").write_text(json.dumps(compute()))
 
-    return cached(folder, write, lambda folder: json.loads((folder / "value.json").read_text()))
+    return cached(folder, write, lambda folder: read_json(folder / "value.json"))
 
 
 def open_images(folder: Path, n: int, image_size: int) -> np.ndarray:
     """The entry's uint8 [n, image_size, image_size, 3], read-only and memory-mapped.
 
-    Raises ValueError or OSError for an entry that is truncated or holds anything else.
+    Raises:
+        OSError, ValueError: the entry is truncated or holds anything else.
     """
     images: np.ndarray = np.load(folder / "images.npy", mmap_mode="r")
     if images.shape != (n, image_size, image_size, 3) or images.dtype != np.uint8:
@@ -78,21 +97,30 @@ def open_images(folder: Path, n: int, image_size: int) -> np.ndarray:
     return images
 
 
-def write_images(
-    folder: Path, n: int, image_size: int, decode: Callable[[int], np.ndarray], what: str
-) -> None:
-    """Fill an entry with n images; `decode(index)` is uint8 [image_size, image_size, 3]."""
-    images = np.lib.format.open_memmap(  # straight to disk: the set may be larger than memory
+def create_images(folder: Path, n: int, image_size: int) -> np.memmap:
+    """A new uint8 [n, image_size, image_size, 3] on disk, since it may be larger than memory."""
+    return np.lib.format.open_memmap(
         folder / "images.npy", mode="w+", dtype=np.uint8, shape=(n, image_size, image_size, 3)
     )
 
-    def fill(chunk: Sequence[int]) -> None:
-        for index in chunk:
-            images[index] = decode(index)
 
-    for _ in in_threads(fill, range(n), f"decoding {n} images of {what}"):
-        pass
-    images.flush()
+def cached_images(
+    folder: Path, n: int, image_size: int, decode: Callable[[int], Image.Image], what: str
+) -> np.ndarray:
+    """As `open_images`, decoded when first asked for; `what` names them on the progress bar."""
+
+    def write(partial: Path) -> None:
+        images = create_images(partial, n, image_size)
+
+        def fill(chunk: Sequence[int]) -> None:
+            for index in chunk:
+                images[index] = np.asarray(decode(index))
+
+        for _ in in_threads(fill, range(n), f"decoding {n} images of {what}"):
+            pass
+        images.flush()
+
+    return cached(folder, write, lambda folder: open_images(folder, n, image_size))
 
 
 def in_threads(

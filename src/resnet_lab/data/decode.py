@@ -7,6 +7,8 @@ import stat
 import numpy as np
 from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 
+from resnet_lab.files import printable
+
 # Which files are taken for images by their name, and the format that each should be in.
 FORMATS = {
     ".jpg": "JPEG",
@@ -36,8 +38,11 @@ def open_image(path: str | os.PathLike[str]) -> Image.Image:
     """The picture in a file, its header read and no pixel decoded yet.
 
     Only the kinds of `FORMATS` are tried, whatever the file is called: Pillow knows others that
-    start programs, PostScript for one. ValueError or one of Pillow's errors where the file is no
-    regular one (a pipe would be waited for), no such picture, or above `MOST_PIXELS`.
+    start programs, PostScript for one.
+
+    Raises:
+        ValueError, or one of Pillow's errors: the file is no regular one (a pipe would be waited
+            for), no such picture, or above `MOST_PIXELS`.
     """
     if not stat.S_ISREG(os.stat(path).st_mode):
         raise ValueError("it is no regular file")
@@ -58,7 +63,7 @@ def reason(error: Exception) -> str:
         return f"its content is no image (of {kinds})"
     if isinstance(error, OSError) and error.strerror:
         return error.strerror
-    return " ".join(str(error).split()) or type(error).__name__
+    return printable(" ".join(str(error).split())) or type(error).__name__
 
 
 def to_rgb(image: Image.Image) -> Image.Image:
@@ -66,6 +71,9 @@ def to_rgb(image: Image.Image) -> Image.Image:
 
     Transparent pixels are laid over white. 16-bit grey is scaled to 8 bits (65535 becomes 255),
     where PIL's own conversion would clip everything above 255. Of an animation, the first frame.
+
+    Raises:
+        ValueError: the range of the pixels is unknown. A damaged file: any of Pillow's errors.
     """
     # In place, and no conversion of what is RGB: the copies would take a tenth of the time.
     ImageOps.exif_transpose(image, in_place=True)
@@ -141,14 +149,14 @@ def random_resized_crop(
 ) -> Image.Image:
     """A rectangle of random area and aspect, as RGB of size x size (arXiv 1409.4842, section 6).
 
+    torchvision draws anew where the rectangle does not fit; here its longer side is cut to the
+    image, so that one draw always gives one crop.
+
     Args:
         scale: smallest and largest share of the image's area.
         top, left, area, ratio: the draws, each in [0, 1). The aspect is log-uniform in `ASPECT`.
         mirrored: left becomes right; here rather than in `augment`, where it would take ten times
             as long as on a picture that PIL has just made.
-
-    torchvision draws anew where the rectangle does not fit; here its longer side is cut to the
-    image, so that one draw always gives one crop.
     """
     width, height = upright_size(image)
     pixels = width * height * (scale[0] + (scale[1] - scale[0]) * area)

@@ -16,6 +16,8 @@ from resnet_lab.config.errors import UserError
 # of one operation are neighbours, since slicing on a device needs no copy of indices to it.
 TOP, LEFT, FLIP, CUTOUT_ROW, CUTOUT_COLUMN, AREA, RATIO = range(7)
 DRAWS = 7
+CROP_AND_FLIP, CUTOUT = slice(TOP, FLIP + 1), slice(CUTOUT_ROW, CUTOUT_COLUMN + 1)
+NOT_COUNTED = -1  # the label of a row that stands in where there is no image left
 
 _ORDER, _AUGMENT, _SPLIT = range(3)  # one stream of random numbers for each purpose
 

@@ -10,24 +10,22 @@ from torch import Tensor, nn
 
 from resnet_lab.config.errors import UserError
 
-HALVINGS = 3  # of height and width, one in every stage
 LAST_CHANNELS = 256
 
 
 def make_head(image_size: int, hidden: int, num_classes: int) -> nn.Sequential:
-    """Three linear layers; at 32 pixels they take 4096 numbers in, then 2048, then `hidden`.
+    """Three linear layers; at 32 pixels of 4096 inputs, 2048 and `hidden`.
 
-    Raises ValueError where the image cannot be halved three times.
+    Raises:
+        UserError: the image cannot be halved three times.
     """
-    shrinking = 2**HALVINGS
-    if image_size < shrinking or image_size % shrinking:
-        below = image_size // shrinking * shrinking
-        nearest = f"{below} or {below + shrinking}" if below else f"{shrinking}"
+    side, odd = divmod(image_size, 8)
+    if odd or not side:
+        nearest = f"{8 * side} or {8 * side + 8}" if side else "8"
         raise UserError(
-            f"image_size={image_size}: the textbook nets halve the image {HALVINGS} times, so its "
-            f"side must be a multiple of {shrinking}; use data.image_size={nearest}."
+            f"image_size={image_size}: the textbook nets halve the image three times, so its side "
+            f"must be a multiple of 8; use data.image_size={nearest}."
         )
-    side = image_size // shrinking
     return nn.Sequential(
         nn.Flatten(),
         nn.Linear(LAST_CHANNELS * side * side, 2048),
@@ -44,10 +42,9 @@ class TextbookCNN(nn.Module):
     Stages in the manner of VGG (Simonyan and Zisserman, arXiv 1409.1556, Section 2.1). At 32 pixels
     they put out (32, 16, 16), (128, 8, 8) and (256, 4, 4).
 
-    - num_classes: the size of the logits.
-    - image_size: side of the images in pixels; the head's size depends on it.
-
-    Raises ValueError where `image_size` is no multiple of 8.
+    Args:
+        num_classes: the size of the logits.
+        image_size: side of the images in pixels, a multiple of 8; the head's size depends on it.
     """
 
     def __init__(self, *, num_classes: int, image_size: int = 32) -> None:
@@ -99,10 +96,9 @@ class TextbookResNet(nn.Module):
     At 32 pixels the stages put out (64, 16, 16), (128, 8, 8) and (256, 4, 4). There is no stem: the
     first block sees the image.
 
-    - num_classes: the size of the logits.
-    - image_size: side of the images in pixels; the head's size depends on it.
-
-    Raises ValueError where `image_size` is no multiple of 8.
+    Args:
+        num_classes: the size of the logits.
+        image_size: side of the images in pixels, a multiple of 8; the head's size depends on it.
     """
 
     def __init__(self, *, num_classes: int, image_size: int = 32) -> None:

@@ -1,10 +1,14 @@
-"""What a net costs: its parameters, and its multiply-adds for one image, in all and by section."""
+"""What a net costs for one image: parameters and multiply-adds, in all and by section."""
 
 import copy
+from collections import Counter
+from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils.flop_counter import FlopCounterMode
 
 
 class Complexity(NamedTuple):
@@ -17,8 +21,8 @@ class Complexity(NamedTuple):
 class Section(NamedTuple):
     """A part of a net that runs as one: its stem, a stage, its head.
 
-    `blocks`: how many a stage is made of; None where it has none. `output`: the shape of what
-    it puts out for one image, without the batch; None where it puts out nothing, or no tensor.
+    `blocks`: how many a stage is made of; None where it has none. `output`: the shape of its
+    output for one image, without the batch; None where it has none, or where that is no tensor.
     """
 
     name: str
@@ -37,15 +41,17 @@ def count(net: nn.Module, image_size: int, in_channels: int = 3) -> Complexity:
 def breakdown(net: nn.Module, image_size: int, in_channels: int = 3) -> list[Section]:
     """The cost of each section of any net, in the order in which the net holds them.
 
-    Sections are the net's children, with one named `stages` taken apart into "stage 1", "stage 2",
-    ...; what belongs to none of them is the section "rest", where there is such a thing. What two
-    share is counted in the first.
+    Multiply-adds are those of convolutions and matrix products, the ones of attention among them:
+    half the operations that torch's `FlopCounterMode` counts. Norms, activations, biases and sums
+    are left out. Nothing is computed: a copy of the net without its weights, on torch's meta
+    device, is run once in eval mode. The net itself is not touched.
 
-    Counts the multiply-adds of every `nn.Conv2d` and `nn.Linear` that runs, as the papers do;
-    norms, activations, biases and sums are left out. Nothing is computed: a copy of the net without
-    its weights, on torch's meta device, is run once. The net itself is not touched.
+    Returns:
+        A section for each child of the net, with one named `stages` split into "stage 1",
+        "stage 2", ...; then "rest" for what belongs to no child, if anything does. What two
+        sections share is counted in the first.
     """
-    # Told that these tensors are already copied, deepcopy takes the meta ones: no memory is spent.
+    # deepcopy takes these as the copies it has made already: no memory is spent on weights.
     tensors: dict[int, Any] = {
         id(tensor): nn.Parameter(tensor.detach().to("meta"), requires_grad=False)
         for tensor in net.parameters()
@@ -53,58 +59,60 @@ def breakdown(net: nn.Module, image_size: int, in_channels: int = 3) -> list[Sec
     tensors |= {id(tensor): tensor.to("meta") for tensor in net.buffers()}
     skeleton = copy.deepcopy(net, tensors).eval()
 
-    parts = _parts(skeleton)
-    owner: dict[int, int] = {}  # id of a module or parameter -> index of its section
-    for index, (_, part) in enumerate(parts):
+    parts = list(_parts(skeleton))
+    owner: dict[Any, str] = {}  # module or parameter -> its section
+    for name, part in parts:
         for item in (*part.modules(), *part.parameters()):
-            owner.setdefault(id(item), index)
-    rest = len(parts)
-    params, macs = [0] * (rest + 1), [0] * (rest + 1)
-    outputs: list[tuple[int, ...] | None] = [None] * (rest + 1)
+            owner.setdefault(item, name)
+    params: Counter[str | None] = Counter()  # by section; None: the rest
+    flops: Counter[str | None] = Counter()
     for parameter in skeleton.parameters():
-        params[owner.get(id(parameter), rest)] += parameter.numel()
+        params[owner.get(parameter)] += parameter.numel()
+    running: list[str | None] = [None]  # the section of each module that is running, innermost last
+    outputs: dict[nn.Module, tuple[int, ...]] = {}
 
-    def add(module: nn.Conv2d | nn.Linear, _: tuple[Tensor, ...], output: Tensor) -> None:
-        # One multiply-add per weight that an output sees.
-        macs[owner.get(id(module), rest)] += output.numel() * module.weight[0].numel()
+    def settle() -> None:
+        """What was counted since the last call belongs to the innermost module."""
+        flops[running[-1]] += counter.get_total_flops() - flops.total()
 
-    def see(module: nn.Module, _: tuple[Tensor, ...], output: Any) -> None:
+    def enter(module: nn.Module, _: Any) -> None:
+        settle()
+        running.append(owner[module])
+
+    def leave(module: nn.Module, _: Any, output: Any) -> None:
+        settle()
+        running.pop()
         if isinstance(output, Tensor):
-            outputs[owner[id(module)]] = tuple(output.shape[1:])
+            outputs[module] = tuple(output.shape[1:])
 
     for module in skeleton.modules():
-        if isinstance(module, nn.Conv2d | nn.Linear):
-            module.register_forward_hook(add)
-    for _, part in parts:
-        part.register_forward_hook(see)
-    with torch.no_grad():
+        if module in owner:
+            module.register_forward_pre_hook(enter)
+            module.register_forward_hook(leave)
+    # Attention in its plain form: the counter might not know a fused kernel.
+    attention = sdpa_kernel(SDPBackend.MATH)
+    with torch.no_grad(), attention, FlopCounterMode(display=False) as counter:
         skeleton(torch.empty(1, in_channels, image_size, image_size, device="meta"))
+        settle()
 
     sections = [
-        Section(
-            name,
-            _blocks(part) if name.startswith("stage ") else None,
-            outputs[index],
-            params[index],
-            macs[index],
-        )
-        for index, (name, part) in enumerate(parts)
+        Section(name, _blocks(name, part), outputs.get(part), params[name], flops[name] // 2)
+        for name, part in parts
     ]
-    if params[rest] or macs[rest]:
-        sections.append(Section("rest", None, None, params[rest], macs[rest]))
+    if params[None] or flops[None]:
+        sections.append(Section("rest", None, None, params[None], flops[None] // 2))
     return sections
 
 
-def _parts(net: nn.Module) -> list[tuple[str, nn.Module]]:
-    parts = []
+def _parts(net: nn.Module) -> Iterator[tuple[str, nn.Module]]:
     for name, child in net.named_children():
         if name == "stages":
-            parts += [(f"stage {i}", stage) for i, stage in enumerate(child.children(), start=1)]
+            yield from ((f"stage {i}", stage) for i, stage in enumerate(child.children(), start=1))
         else:
-            parts.append((name, child))
-    return parts
+            yield name, child
 
 
-def _blocks(part: nn.Module) -> int | None:
+def _blocks(name: str, part: nn.Module) -> int | None:
     """The children that are made of layers themselves: a lone convolution or pool is no block."""
-    return sum(any(True for _ in child.children()) for child in part.children()) or None
+    blocks = sum(any(True for _ in child.children()) for child in part.children())
+    return blocks if blocks and name.startswith("stage ") else None

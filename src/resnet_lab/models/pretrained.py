@@ -1,17 +1,14 @@
-"""Transfer learning: a trunk that may have learned elsewhere, under a new head.
+"""Transfer learning: a trunk that may have been trained elsewhere, under a new head.
 
 Images are (batch, 3, height, width); the trunk turns them into features (batch, features), the head
-those into logits (batch, classes). torchvision is imported only where a trunk of its is asked for.
+those into logits (batch, classes). torchvision is imported only where one of its nets is the trunk.
 """
 
-import difflib
 import logging
-import re
 import socket
 import sys
 from collections import OrderedDict
 from collections.abc import Iterator, Sequence
-from http.client import HTTPException
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -23,21 +20,17 @@ from resnet_lab.config.errors import UserError
 
 log = logging.getLogger(__name__)
 
-# Children that hold a net's stages side by side: ours, and those of torchvision's families.
-STAGE_LISTS = ("stages", "features", "layers", "trunk_output", "blocks")
-
-# What is as the weights want it. Those of the Inception nets come from another framework and its
-# normalisation; heads that help lower layers to train (arXiv 1409.4842, Section 5) are not wanted.
-INCEPTION: dict[str, Any] = {"transform_input": True, "aux_logits": False, "init_weights": False}
-BUILDER_OPTIONS = {
-    "googlenet": INCEPTION,
-    "inception_v3": INCEPTION,
-    "vit_h_14": {"image_size": 518},  # of its weights; it has no other size
-}
+# The nets of torchvision that can be a trunk.
+TORCHVISION = (
+    *("resnet18", "resnet34", "resnet50", "resnet101", "resnet152"),
+    *("wide_resnet50_2", "wide_resnet101_2"),
+    *("resnext50_32x4d", "resnext101_32x8d", "resnext101_64x4d"),
+    *("vgg11", "vgg13", "vgg16", "vgg19", "vgg11_bn", "vgg13_bn", "vgg16_bn", "vgg19_bn"),
+)
 
 
 class Preprocessing(NamedTuple):
-    """What images a trunk wants: side in pixels, mean and std of pixels from 0 to 1."""
+    """The images a trunk was trained with: side in pixels, mean and std of pixels from 0 to 1."""
 
     image_size: int
     mean: list[float]
@@ -47,19 +40,21 @@ class Preprocessing(NamedTuple):
 class Pretrained(nn.Module):
     """`trunk` under a new `head`. What a trunk is worth: Yosinski et al., arXiv 1411.1792.
 
-    - trunk: the name of a torchvision classification model, or a net; its own head (everything from
-      the first linear layer of its last part on) is taken off.
-    - num_classes: the size of the logits.
-    - weights: what `load_weights` reads: DEFAULT (those torchvision recommends for the trunk), a
-      file, or None. The trunk is random until that is called, so that a net whose checkpoint is
-      at hand is built without them.
-    - freeze: all, none, or the number of stages, counted from the images, that do not learn; see
-      `stages`. What is frozen has no gradients and stays in eval mode: batch norm keeps the
-      statistics it came with, and dropout is off.
-    - head: widths of linear layers before the last, each followed by relu and dropout.
-    - dropout: the share that is dropped there.
+    Args:
+        trunk: a name in `TORCHVISION`, or a net; its own head (everything from the first linear
+            layer of its last part on) is removed.
+        num_classes: the size of the logits.
+        weights: what `load_weights` reads: DEFAULT (those torchvision recommends for the trunk), a
+            file, or None. The trunk is random until then, so that a net whose checkpoint is at
+            hand is built without them.
+        freeze: all, none, or the number of stages, counted from the images, that do not learn; see
+            `stages`. What is frozen has no gradients and stays in eval mode: batch norm keeps its
+            statistics, and dropout is off.
+        head: widths of linear layers before the last, each followed by relu and dropout.
+        dropout: the share that is dropped there.
 
-    Raises ValueError, one sentence that says what is possible.
+    Raises:
+        UserError: there is no such trunk, it cannot lose its head, or it has fewer stages.
     """
 
     def __init__(
@@ -75,8 +70,10 @@ class Pretrained(nn.Module):
         super().__init__()
         self.name = trunk if isinstance(trunk, str) else type(trunk).__name__
         self.weights = weights
-        self.trunk = make_torchvision(trunk) if isinstance(trunk, str) else trunk
-        width = take_head_off(self.trunk, self.name)
+        self.trunk: nn.Module = (
+            _torchvision(trunk).get_model(trunk) if isinstance(trunk, str) else trunk
+        )
+        width = remove_head(self.trunk, self.name)
 
         layers: list[nn.Module] = []
         for hidden in head:
@@ -85,23 +82,18 @@ class Pretrained(nn.Module):
         self.head = nn.Sequential(*layers, nn.Linear(width, num_classes))
 
         # Names, not modules: SyncBatchNorm takes the place of the batch norm it is made from.
-        self.frozen = self._to_freeze(freeze)
+        self.frozen = [""] if freeze == "all" else []  # "" is the trunk itself
+        if freeze not in ("all", "none"):
+            found = stages(self.trunk)
+            if not isinstance(freeze, int) or not 1 <= freeze <= len(found):
+                raise UserError(
+                    f"model.freeze={freeze}: use all, none, or for {self.name} "
+                    f"a number of stages from 1 to {len(found)}."
+                )
+            self.frozen = [name for stage in found[:freeze] for name in stage]
         for module in self._frozen_modules():
             module.requires_grad_(False)
         self.train()
-
-    def _to_freeze(self, freeze: str | int) -> list[str]:
-        if freeze == "none":
-            return []
-        if freeze == "all":
-            return [""]  # the trunk itself
-        there = stages(self.trunk)
-        if not isinstance(freeze, int) or not 1 <= freeze <= len(there):
-            raise UserError(
-                f"model.freeze={freeze}: use all, none, or for {self.name} "
-                f"a number of stages from 1 to {len(there)}."
-            )
-        return [name for stage in there[:freeze] for name in stage]
 
     def _frozen_modules(self) -> Iterator[nn.Module]:
         return (self.trunk.get_submodule(name) for name in self.frozen)
@@ -122,73 +114,61 @@ class Pretrained(nn.Module):
     def load_weights(self) -> None:
         """Fill the trunk with `weights`, downloading them where they are not at hand.
 
-        ValueError where they cannot be had, cannot be read or belong to another trunk.
+        Raises:
+            UserError: they cannot be downloaded or read, or belong to another trunk.
         """
         if self.weights is None:
             return
-        file = fetch(self.name) if self.weights == "DEFAULT" else Path(self.weights)
-        found = read_weights(file)
+        found = download(self.name) if self.weights == "DEFAULT" else read(Path(self.weights))
         tensors = self.trunk.state_dict()
-        misfits = [
-            name
+        fitting = {  # a file may hold more, such as a head
+            name: found[name]
             for name, tensor in tensors.items()
-            # Files older than this counter lack it; nothing depends on it.
-            if not name.endswith("num_batches_tracked")
-            and (name not in found or found[name].shape != tensor.shape)
-        ]
+            if name in found and found[name].shape == tensor.shape
+        }
+        # Files older than the counter of batches lack it; nothing depends on it.
+        misfits = [n for n in tensors if n not in fitting and not n.endswith("num_batches_tracked")]
         if misfits:
             raise UserError(
                 f"model.weights={self.weights}: these are not weights of the trunk {self.name}; "
                 f"{len(misfits)} of its {len(tensors)} tensors are missing or have another shape, "
                 f"first {misfits[0]}."
             )
-        # Into the trunk's own: what else the file holds, such as its head, is left out.
-        tensors.update({name: found[name] for name in tensors if name in found})
-        self.trunk.load_state_dict(tensors)
-        log.info(f"{'trunk':<12}{self.name}, weights from {file}")
+        self.trunk.load_state_dict(fitting, strict=False)
+        log.info(f"{'trunk':<12}{self.name}, weights from {self.weights}")
 
     def forward(self, images: Tensor) -> Tensor:
         return self.head(self.trunk(images))
 
 
-def _in_torchvision(name: str) -> Any:
-    """torchvision.models, where it has a classification model `name`; ValueError elsewhere."""
+def _torchvision(name: str) -> Any:
+    """torchvision.models, for its net `name`; UserError where that cannot be a trunk."""
+    if name not in TORCHVISION:
+        raise UserError(
+            f"model.trunk={name}: neither a run folder nor one of torchvision's "
+            f"{', '.join(TORCHVISION)}."
+        )
     from torchvision import models
 
-    known = models.list_models(module=models)
-    if name not in known:
-        close = difflib.get_close_matches(name, known, cutoff=0)
-        raise UserError(
-            f"model.trunk={name}: neither a classification model of torchvision, such as "
-            f"{', '.join(close)}, nor a run folder."
-        )
     return models
 
 
-def make_torchvision(name: str) -> nn.Module:
-    """torchvision's classification model `name` with random weights."""
-    models = _in_torchvision(name)
-    net: nn.Module = models.get_model(name, weights=None, **BUILDER_OPTIONS.get(name, {}))
-    return net
-
-
-def recommended(name: str) -> Any:
-    """All about the weights that torchvision recommends for its model `name`, but not they."""
-    return _in_torchvision(name).get_model_weights(name).DEFAULT
-
-
 def preprocessing(name: str) -> Preprocessing:
-    """What the recommended weights of torchvision's model `name` were trained to see."""
-    make_transforms = recommended(name).transforms
-    transforms = make_transforms()
+    """The images that the recommended weights of torchvision's net `name` were trained with."""
+    transforms = _torchvision(name).get_model_weights(name).DEFAULT.transforms()
     return Preprocessing(transforms.crop_size[0], transforms.mean, transforms.std)
 
 
-def take_head_off(net: nn.Module, name: str) -> int:
-    """Cut `net` before the first linear layer of its last part, and return the features there.
+def remove_head(net: nn.Module, name: str) -> int:
+    """Cut `net` before the first linear layer of its last part.
 
-    What stands ahead of it in that part (pooling, norm, flatten) stays. ValueError where the last
-    part has no linear layer.
+    What comes before it in that part (pooling, norm, flatten) stays.
+
+    Returns:
+        The number of features there.
+
+    Raises:
+        UserError: the last part has no linear layer.
     """
     place, last = list(net.named_children())[-1]
     layers = list(last.named_children()) if isinstance(last, nn.Sequential) else [("", last)]
@@ -202,88 +182,80 @@ def take_head_off(net: nn.Module, name: str) -> int:
 def stages(trunk: nn.Module) -> list[list[str]]:
     """The stages of a trunk from the images on, each as the names of its modules.
 
-    A stage is a part that stands by itself: the stem, a stage of blocks, an inverted residual,
-    whatever the trunk lists at its top. Single layers in a row are one stage, up to and with a
-    pooling: the stem of torchvision's ResNets, so that these have 5 stages, as in arXiv 1512.03385,
-    Table 1; VGG nets have 5, too (arXiv 1409.1556, Table 1). Parts without parameters do not count.
+    A part that is made of layers is a stage. Single layers in a row are one, too, up to and with
+    a pooling: the stem of torchvision's ResNets, so that these have 5 stages, as in arXiv
+    1512.03385, Table 1, and each stage of its VGG nets, 5 (arXiv 1409.1556, Table 1). What has no
+    parameters is not counted.
     """
-    parts: list[tuple[str, nn.Module]] = []
+    found: list[list[str]] = [[]]
     for name, child in trunk.named_children():
-        if name in STAGE_LISTS:
-            parts += [(f"{name}.{below}", part) for below, part in child.named_children()]
-        else:
-            parts.append((name, child))
-
-    found: list[list[str]] = []
-    open_row = False  # whether the last stage is a row of single layers that may go on
-    for name, part in parts:
-        is_layer = not list(part.children())
-        if is_layer and open_row:
-            found[-1].append(name)
-        else:
-            found.append([name])
-        open_row = is_layer and "Pool" not in type(part).__name__
-
-    def learns(stage: list[str]) -> bool:
-        return any(list(trunk.get_submodule(name).parameters()) for name in stage)
-
-    return [stage for stage in found if learns(stage)]
+        split = name in ("stages", "features")  # ours, and the one of VGG
+        parts = [(f"{name}.{n}", part) for n, part in child.named_children()] if split else []
+        for part_name, part in parts or [(name, child)]:
+            if list(part.children()):
+                found += [[part_name], []]
+            else:
+                found[-1].append(part_name)
+                if "Pool" in type(part).__name__:
+                    found.append([])
+    return [
+        stage
+        for stage in found
+        if any(True for name in stage for _ in trunk.get_submodule(name).parameters())
+    ]
 
 
-def fetch(name: str) -> Path:
-    """The file of the recommended weights of torchvision's model `name`, downloaded once.
+def download(name: str) -> dict[str, Tensor]:
+    """The recommended weights of torchvision's net `name`, downloaded once into torch's hub folder.
 
-    ValueError, which says where to put what, where they cannot be downloaded.
+    Raises:
+        UserError: they cannot be had; says which file to put where.
     """
-    url = recommended(name).url
-    folder = Path(torch.hub.get_dir(), "checkpoints")
-    file = folder / url.rpartition("/")[2]
-    folder.mkdir(parents=True, exist_ok=True)
-    with FileLock(f"{file}.lock"):
-        if file.exists():
-            return file
-        sha256 = re.search(r"-([a-f0-9]+)\.", file.name)
-        timeout = socket.getdefaulttimeout()
-        socket.setdefaulttimeout(30)  # seconds; torch's download sets none
-        try:
-            log.info(f"{'trunk':<12}downloading {url}")
-            torch.hub.download_url_to_file(
-                url, str(file), sha256[1] if sha256 else None, progress=sys.stderr.isatty()
+    weights = _torchvision(name).get_model_weights(name).DEFAULT
+    file = Path(torch.hub.get_dir(), "checkpoints", weights.url.rpartition("/")[2])
+    file.parent.mkdir(parents=True, exist_ok=True)
+    log.info(f"{'trunk':<12}{weights.url}, kept in {file.parent}")
+    timeout = socket.getdefaulttimeout()
+    socket.setdefaulttimeout(30)  # seconds; torch's download sets none
+    try:
+        with FileLock(f"{file}.lock"):
+            tensors: dict[str, Tensor] = weights.get_state_dict(
+                check_hash=True, progress=sys.stderr.isatty(), weights_only=True
             )
-        except (OSError, RuntimeError, HTTPException) as error:
-            raise UserError(
-                f"model.weights=DEFAULT: cannot download {url} ({error}); put {file.name} into "
-                f"{folder}, or use model.weights=null for a random trunk."
-            ) from error
-        finally:
-            socket.setdefaulttimeout(timeout)
-    return file
+    except Exception as error:  # a damaged file raises anything
+        failed = f"read {file}" if file.exists() else f"download {weights.url}"
+        raise UserError(
+            f"model.weights=DEFAULT: cannot {failed} ({_reason(error)}); put {file.name} into "
+            f"{file.parent}, or use model.weights=null for a random trunk."
+        ) from error
+    finally:
+        socket.setdefaulttimeout(timeout)
+    return tensors
 
 
-def read_weights(file: Path) -> dict[str, Tensor]:
-    """The tensors of a trunk (and whatever else there is) in `file`, by their names in the trunk.
+def read(file: Path) -> dict[str, Tensor]:
+    """The tensors of a trunk in `file`, by their names in the trunk, and whatever else it holds.
 
-    `file` is a state dict as torchvision publishes them, or a checkpoint made here, of any net; of
-    a pretrained one its trunk is taken. ValueError where it cannot be read.
+    Args:
+        file: a state dict as torchvision publishes them, or a checkpoint made here, of any net; of
+            a pretrained one its trunk is taken.
+
+    Raises:
+        UserError: it cannot be read.
     """
     try:
         content = torch.load(file, map_location="cpu", weights_only=True)
         tensors: dict[str, Tensor] = dict(content.get("state_dict", content))
     except Exception as error:  # a damaged file raises anything
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise UserError(
-            f"model.weights={file}: cannot be read ({reason}); it must be a state dict, or a "
-            "checkpoint made here."
+            f"model.weights={file}: cannot be read ({_reason(error)}); it must be a state dict, "
+            "or a checkpoint made here."
         ) from error
     for prefix in ("net.", "trunk."):
         if any(name.startswith(prefix) for name in tensors):
-            tensors = {
-                name.removeprefix(prefix): tensor
-                for name, tensor in tensors.items()
-                if name.startswith(prefix)
-            }
-    # torchvision's DenseNet files still have names that modules may not have any more.
-    return {
-        re.sub(r"(denselayer\d+\.(?:norm|conv))\.([12])\.", r"\1\2.", name): tensor
-        for name, tensor in tensors.items()
-    }
+            tensors = {k.removeprefix(prefix): tensors[k] for k in tensors if k.startswith(prefix)}
+    return tensors
+
+
+def _reason(error: Exception) -> str:
+    return (str(error).strip() or type(error).__name__).splitlines()[0]

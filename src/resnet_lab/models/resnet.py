@@ -5,20 +5,13 @@ The nets of He et al., "Deep Residual Learning for Image Recognition" (arXiv 151
 option. Images are (batch, channels, height, width); logits are (batch, classes).
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from resnet_lab.models import family
-
-
-def conv(in_channels: int, out_channels: int, size: int, stride: int, norm: str) -> nn.Conv2d:
-    """A convolution that keeps the size at stride 1; its bias stands in for a norm that is none."""
-    return nn.Conv2d(
-        in_channels, out_channels, size, stride, padding=size // 2, bias=norm == "none"
-    )
 
 
 def make_norm(norm: str, channels: int) -> nn.Module:
@@ -33,6 +26,16 @@ def make_norm(norm: str, channels: int) -> nn.Module:
         most = max(1, min(32, channels // 2))
         return nn.GroupNorm(next(g for g in range(most, 0, -1) if channels % g == 0), channels)
     return nn.Identity()
+
+
+def conv_norm(
+    in_channels: int, out_channels: int, size: int, stride: int, norm: str
+) -> tuple[nn.Conv2d, nn.Module]:
+    """A convolution, which keeps the size at stride 1, and its norm; a bias in place of no norm."""
+    conv = nn.Conv2d(
+        in_channels, out_channels, size, stride, padding=size // 2, bias=norm == "none"
+    )
+    return conv, make_norm(norm, out_channels)
 
 
 class PadShortcut(nn.Module):
@@ -57,61 +60,52 @@ def make_shortcut(
 ) -> nn.Module | None:
     """What a block adds to its branch; None in a plain net. Source: 1512.03385, Section 3.3.
 
-    `preact`: the projection is a convolution alone, as in 1603.05027 no norm stands on the
-    shortcut.
+    Args:
+        preact: the projection is a convolution alone, as in 1603.05027 no norm stands on the
+            shortcut.
     """
     if shortcut == "none":
         return None
     same_shape = stride == 1 and in_channels == out_channels
     if shortcut == "C" or (shortcut == "B" and not same_shape):
-        projection = conv(in_channels, out_channels, 1, stride, norm)
-        return projection if preact else nn.Sequential(projection, make_norm(norm, out_channels))
+        projection = conv_norm(in_channels, out_channels, 1, stride, norm)
+        return projection[0] if preact else nn.Sequential(*projection)
     return nn.Identity() if same_shape else PadShortcut(in_channels, out_channels, stride)
 
 
-class BasicBlock(nn.Module):
+def basic_branch(in_channels: int, width: int, stride: int, norm: str) -> nn.Sequential:
     """Two 3x3 convolutions. Source: arXiv 1512.03385, Figure 5, left."""
-
-    expansion = 1  # output channels per unit of width
-
-    def __init__(self, in_channels: int, width: int, stride: int, shortcut: str, norm: str) -> None:
-        super().__init__()
-        self.branch = nn.Sequential(
-            conv(in_channels, width, 3, stride, norm),
-            make_norm(norm, width),
-            nn.ReLU(),
-            conv(width, width, 3, 1, norm),
-            make_norm(norm, width),
-        )
-        self.shortcut = make_shortcut(shortcut, in_channels, width, stride, norm)
-
-    def forward(self, x: Tensor) -> Tensor:
-        if self.shortcut is None:
-            return F.relu(self.branch(x))
-        return F.relu(self.branch(x) + self.shortcut(x))
+    return nn.Sequential(
+        *conv_norm(in_channels, width, 3, stride, norm),
+        nn.ReLU(),
+        *conv_norm(width, width, 3, 1, norm),
+    )
 
 
-class Bottleneck(nn.Module):
+def bottleneck_branch(in_channels: int, width: int, stride: int, norm: str) -> nn.Sequential:
     """1x1, 3x3 and 1x1 convolutions. Source: arXiv 1512.03385, Figure 5, right.
 
     The stride is on the 3x3 convolution, as in torchvision; the paper has it on the first.
     """
+    return nn.Sequential(
+        *conv_norm(in_channels, width, 1, 1, norm),
+        nn.ReLU(),
+        *conv_norm(width, width, 3, stride, norm),
+        nn.ReLU(),
+        *conv_norm(width, 4 * width, 1, 1, norm),
+    )
 
-    expansion = 4
+
+class Block(nn.Module):
+    """A residual block. Source: arXiv 1512.03385, Section 3."""
+
+    expansion: int  # output channels per unit of width
+    make_branch: Callable[[int, int, int, str], nn.Sequential]
 
     def __init__(self, in_channels: int, width: int, stride: int, shortcut: str, norm: str) -> None:
         super().__init__()
         out_channels = width * self.expansion
-        self.branch = nn.Sequential(
-            conv(in_channels, width, 1, 1, norm),
-            make_norm(norm, width),
-            nn.ReLU(),
-            conv(width, width, 3, stride, norm),
-            make_norm(norm, width),
-            nn.ReLU(),
-            conv(width, out_channels, 1, 1, norm),
-            make_norm(norm, out_channels),
-        )
+        self.branch = self.make_branch(in_channels, width, stride, norm)
         self.shortcut = make_shortcut(shortcut, in_channels, out_channels, stride, norm)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -120,52 +114,17 @@ class Bottleneck(nn.Module):
         return F.relu(self.branch(x) + self.shortcut(x))
 
 
-class PreactBasicBlock(nn.Module):
-    """Norm and relu before each of two 3x3 convolutions. Source: arXiv 1603.05027, Figure 4(e)."""
+class PreactBlock(nn.Module):
+    """A block with norm and relu before each convolution. Source: arXiv 1603.05027, Figure 4(e)."""
 
-    expansion = 1
-
-    def __init__(self, in_channels: int, width: int, stride: int, shortcut: str, norm: str) -> None:
-        super().__init__()
-        self.preact = nn.Sequential(make_norm(norm, in_channels), nn.ReLU())
-        self.branch = nn.Sequential(
-            conv(in_channels, width, 3, stride, norm),
-            make_norm(norm, width),
-            nn.ReLU(),
-            conv(width, width, 3, 1, norm),
-        )
-        self.shortcut = make_shortcut(shortcut, in_channels, width, stride, norm, preact=True)
-
-    def forward(self, x: Tensor) -> Tensor:
-        activated = self.preact(x)
-        if self.shortcut is None:
-            return self.branch(activated)
-        # An identity carries x untouched; where the shape changes, both paths share the activation.
-        carried = x if isinstance(self.shortcut, nn.Identity) else activated
-        return self.branch(activated) + self.shortcut(carried)
-
-
-class PreactBottleneck(nn.Module):
-    """Norm and relu before 1x1, 3x3 and 1x1 convolutions. Source: arXiv 1603.05027, Section 4.
-
-    The stride is on the 3x3 convolution, as in `Bottleneck`.
-    """
-
-    expansion = 4
+    expansion: int
+    make_branch: Callable[[int, int, int, str], nn.Sequential]
 
     def __init__(self, in_channels: int, width: int, stride: int, shortcut: str, norm: str) -> None:
         super().__init__()
         out_channels = width * self.expansion
         self.preact = nn.Sequential(make_norm(norm, in_channels), nn.ReLU())
-        self.branch = nn.Sequential(
-            conv(in_channels, width, 1, 1, norm),
-            make_norm(norm, width),
-            nn.ReLU(),
-            conv(width, width, 3, stride, norm),
-            make_norm(norm, width),
-            nn.ReLU(),
-            conv(width, out_channels, 1, 1, norm),
-        )
+        self.branch = self.make_branch(in_channels, width, stride, norm)[:-1]  # ends in no norm
         self.shortcut = make_shortcut(
             shortcut, in_channels, out_channels, stride, norm, preact=True
         )
@@ -179,8 +138,27 @@ class PreactBottleneck(nn.Module):
         return self.branch(activated) + self.shortcut(carried)
 
 
-Block = BasicBlock | Bottleneck | PreactBasicBlock | PreactBottleneck
-BLOCKS: dict[str, type[Block]] = {
+class BasicBlock(Block):
+    expansion = 1
+    make_branch = staticmethod(basic_branch)
+
+
+class Bottleneck(Block):
+    expansion = 4
+    make_branch = staticmethod(bottleneck_branch)
+
+
+class PreactBasicBlock(PreactBlock):
+    expansion = 1
+    make_branch = staticmethod(basic_branch)
+
+
+class PreactBottleneck(PreactBlock):
+    expansion = 4
+    make_branch = staticmethod(bottleneck_branch)
+
+
+BLOCKS: dict[str, type[Block | PreactBlock]] = {
     "basic": BasicBlock,
     "bottleneck": Bottleneck,
     "preact_basic": PreactBasicBlock,
@@ -194,12 +172,9 @@ def make_stem(stem: str, in_channels: int, width: int, norm: str) -> nn.Sequenti
     Source: arXiv 1512.03385, Section 4.2 and Table 1.
     """
     if stem == "cifar":
-        return nn.Sequential(
-            conv(in_channels, width, 3, 1, norm), make_norm(norm, width), nn.ReLU()
-        )
+        return nn.Sequential(*conv_norm(in_channels, width, 3, 1, norm), nn.ReLU())
     return nn.Sequential(
-        conv(in_channels, width, 7, 2, norm),
-        make_norm(norm, width),
+        *conv_norm(in_channels, width, 7, 2, norm),
         nn.ReLU(),
         nn.MaxPool2d(3, stride=2, padding=1),
     )
@@ -210,22 +185,25 @@ class ResNet(nn.Module):
 
     Every stage but the first begins by halving height and width.
 
-    - block: basic | bottleneck | preact_basic | preact_bottleneck.
-    - depths, widths: for each stage the number of blocks and their width; a bottleneck puts out
-      four times its width. The stem is as wide as the first stage.
-    - num_classes: the size of the logits.
-    - shortcut: A zero-pads new channels; B projects where the shape changes; C projects in every
-      block; none is the plain net.
-    - stem: cifar (3x3) | imagenet (7x7 and max pool). None: cifar where `image_size` is known and
-      at most 64, else imagenet.
-    - norm: batch | group | none. Convolutions have a bias where it is none; a deep net then wants
-      `zero_init_residual`, or its activations grow with every block.
-    - width: multiplies `widths`, see `family.scale`.
-    - zero_init_residual: zero the last layer of each branch that has weights, so that each block
-      starts as its shortcut (arXiv 1706.02677, Section 5.1).
-    - in_channels, image_size: of the images; their size in pixels is the side.
+    Args:
+        block: basic | bottleneck | preact_basic | preact_bottleneck.
+        depths: the number of blocks in each stage.
+        widths: of each stage; a bottleneck's output is four times as wide. The stem is as wide as
+            the first stage.
+        num_classes: the size of the logits.
+        shortcut: A zero-pads new channels; B projects where the shape changes; C projects in every
+            block; none is the plain net.
+        stem: cifar (3x3) | imagenet (7x7 and max pool). None: cifar where `image_size` is known
+            and at most 64, else imagenet.
+        norm: batch | group | none. Convolutions have a bias where it is none; a deep net then
+            needs `zero_init_residual`, or its activations grow with every block.
+        width: multiplies `widths`, see `family.scale`.
+        zero_init_residual: zero the last layer of each branch that has weights, so that each block
+            starts as its shortcut (arXiv 1706.02677, Section 5.1).
+        in_channels: of the images.
+        image_size: their side in pixels.
 
-    Raises ValueError, one sentence that says what is possible.
+    What a config may ask for is checked by `config.rules`, not here.
     """
 
     def __init__(
@@ -243,21 +221,6 @@ class ResNet(nn.Module):
         in_channels: int = 3,
         image_size: int | None = None,
     ) -> None:
-        family.check_options(
-            {
-                "block": block,
-                "depths": depths,
-                "widths": widths,
-                "num_classes": num_classes,
-                "shortcut": shortcut,
-                "stem": stem,
-                "norm": norm,
-                "width": width,
-                "zero_init_residual": zero_init_residual,
-                "in_channels": in_channels,
-                "image_size": image_size,
-            }
-        )
         super().__init__()
         if stem is None:
             stem = "cifar" if image_size is not None and image_size <= 64 else "imagenet"
@@ -301,7 +264,7 @@ class ResNet(nn.Module):
                     nn.init.zeros_(module.bias)
         if zero_init_residual:
             for block in self.modules():
-                if isinstance(block, Block):
+                if isinstance(block, Block | PreactBlock):
                     last = [layer for layer in block.branch if hasattr(layer, "weight")][-1]
                     for parameter in last.parameters():
                         nn.init.zeros_(parameter)
@@ -313,7 +276,6 @@ class ResNet(nn.Module):
 def cifar_resnet(
     depth: int,
     *,
-    num_classes: int,
     block: str = "basic",
     shortcut: str = "A",
     image_size: int | None = 32,
@@ -321,31 +283,19 @@ def cifar_resnet(
 ) -> ResNet:
     """The three-stage net of `depth` layers: 6n+2, or 9n+2 with bottlenecks.
 
-    See `family.cifar_plan` for depths and widths. The other options are those of `ResNet`.
+    Depths, widths and errors are those of `family.cifar_plan`, the other options those of `ResNet`.
     Source: arXiv 1512.03385, Section 4.2.
     """
-    plan = family.cifar_plan(depth, block)
-    return ResNet(
-        **plan._asdict(),
-        num_classes=num_classes,
-        shortcut=shortcut,
-        image_size=image_size,
-        **options,
-    )
+    plan = family.cifar_plan(depth, block)._asdict()
+    return ResNet(**plan, shortcut=shortcut, image_size=image_size, **options)
 
 
 def imagenet_resnet(
-    depth: int,
-    *,
-    num_classes: int,
-    preact: bool = False,
-    image_size: int | None = 224,
-    **options: Any,
+    depth: int, *, preact: bool = False, image_size: int | None = 224, **options: Any
 ) -> ResNet:
-    """The four-stage net of 18, 34, 50, 101, 152 or 200 layers; see `family.imagenet_plan`.
+    """The four-stage net of 18, 34, 50, 101, 152 or 200 layers; `preact`: as in arXiv 1603.05027.
 
-    `preact` takes the blocks of arXiv 1603.05027. The other options are those of `ResNet`.
-    Source: arXiv 1512.03385, Table 1.
+    Depths, widths and errors are those of `family.imagenet_plan`, the other options those of
+    `ResNet`. Source: arXiv 1512.03385, Table 1.
     """
-    plan = family.imagenet_plan(depth, preact)
-    return ResNet(**plan._asdict(), num_classes=num_classes, image_size=image_size, **options)
+    return ResNet(**family.imagenet_plan(depth, preact)._asdict(), image_size=image_size, **options)

@@ -4,17 +4,17 @@ import io
 import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from math import hypot, isnan
-from statistics import fmean
+from math import isnan
 
 import matplotlib
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import FuncFormatter, MaxNLocator
+from matplotlib.ticker import FuncFormatter
 
+from resnet_lab import charts
 from resnet_lab.report.runs import Study, epochs, gradients
 from resnet_lab.report.statistics import Effect, Setting, Spread, Summary, curve, frontier
-from resnet_lab.style import GRID, INK, MUTED, PALETTE, PAPER, STYLE, log_limits
+from resnet_lab.style import GRID, INK, MUTED, PALETTE, PAPER, STYLE
 
 MARKERS = ("o", "s", "^", "D", "v", "P")
 PAGE_COLOURS = {INK: "--ink", MUTED: "--muted", GRID: "--line", PAPER: "--paper"}
@@ -332,91 +332,30 @@ def gradient_charts(rows: Sequence[Summary], look: Looks) -> list[Picture]:
 
     Means over the finished runs of a setting that measured it.
     """
-    read = {
-        row.setting: [found for run in row.runs if (found := gradients(run.folder))] for row in rows
+    lines = {
+        row.setting: charts.GradientLine(
+            look.labels[row.setting],
+            look.colours[row.setting],
+            [found for run in row.runs if (found := gradients(run.folder))],
+        )
+        for row in rows
+        if row.setting in look.colours
     }
-    drawn = [(title, [s for s in settings if read[s]]) for title, settings in look.panels]
-    # A stage is larger than its blocks, so that one must not set the other's scale.
-    limits = log_limits(
-        [
-            norm
-            for _, settings in drawn
-            for setting in settings
-            for found in read[setting]
-            for blocks in found.values()
-            for norm in [*(n for _, n in blocks), *_stages(blocks).values()]
-        ]
-    )
+    drawn = [
+        (title, [lines[setting] for setting in settings if lines[setting].runs])
+        for title, settings in look.panels
+    ]
+    limits = charts.gradient_limits([line for _, panel in drawn for line in panel])
     pictures = []
-    for number, (title, settings) in enumerate(drawn):
-        if not settings:
+    for number, (title, panel) in enumerate(drawn):
+        if not panel:
             continue
         with matplotlib.rc_context(STYLE):
-            fig = Figure(figsize=(9.6, 5.8), layout="constrained")
-            cells = fig.add_gridspec(2, 6)
-            tops = [fig.add_subplot(cells[0, :3]), fig.add_subplot(cells[0, 3:])]
-            bottoms = [fig.add_subplot(cells[1, 2 * i : 2 * i + 2]) for i in range(3)]
-            for setting in settings:
-                colour, label = look.colours[setting], look.labels[setting]
-                runs = read[setting]
-                for axes, of_run in ((tops[0], min), (tops[1], max)):
-                    profiles = zip(*(found[of_run(found)] for found in runs), strict=False)
-                    means = [fmean(norm for _, norm in block) for block in profiles]
-                    positions = range(1, len(means) + 1)
-                    axes.plot(positions, means, color=colour, marker="o", ms=3, label=label)
-                for axes, place in zip(bottoms, ("first", "middle", "last"), strict=True):
-                    points = _stage_by_epoch(runs, place)
-                    axes.plot(
-                        *zip(*points, strict=True),
-                        color=colour,
-                        marker="o" if len(points) <= 30 else "",
-                        ms=3,
-                    )
-                    axes.set_title(f"{place.capitalize()} stage, by epoch")
-            ends = {max(found) for setting in settings for found in read[setting]}
-            tops[0].set_title("Before training")
-            tops[1].set_title(f"Epoch {ends.pop()}" if len(ends) == 1 else "Last epoch")
-            for axes in (*tops, *bottoms):
-                axes.set_yscale("log")
-                axes.set_ylim(*limits)
-                axes.set_xlabel("epoch")
-                axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-                if axes in (tops[0], bottoms[0]):
-                    axes.set_ylabel("L2 norm of the gradient")
-                else:
-                    axes.tick_params(axis="y", labelleft=False)
-            for axes in tops:
-                axes.set_xlabel("block, from input to output")
-                axes.set_xlim(left=0.5)
-            if title:
-                fig.suptitle(title, fontsize=10)
-            handles, names = tops[0].get_legend_handles_labels()
-            fig.legend(handles, names, loc="outside lower center", ncols=4)
+            fig = charts.gradients(panel, title, limits)
             file = f"gradients{f'-{number + 1}' if len(drawn) > 1 else ''}.png"
             alt = f"Gradient norms by block and by epoch{f', {title}' if title else ''}"
             pictures.append(picture(fig, file, alt))
     return pictures
-
-
-def _stages(blocks: Sequence[tuple[str, float]]) -> dict[str, float]:
-    """The norm of each stage; those of one block (stem, head) only where all are of one."""
-    norms: dict[str, list[float]] = {}
-    for stage, norm in blocks:
-        norms.setdefault(stage, []).append(norm)
-    large = {stage: hypot(*n) for stage, n in norms.items() if len(n) > 1}
-    return large or {stage: n[0] for stage, n in norms.items()}
-
-
-def _stage_by_epoch(
-    runs: Sequence[dict[int, list[tuple[str, float]]]], place: str
-) -> list[tuple[int, float]]:
-    """(epoch, norm of the first, middle or last stage), the mean over runs."""
-    points = []
-    for epoch in sorted(set.intersection(*(set(found) for found in runs))):
-        of_runs = [list(_stages(found[epoch]).values()) for found in runs]
-        index = {"first": 0, "middle": len(of_runs[0]) // 2, "last": -1}[place]
-        points.append((epoch, fmean(norms[index] for norms in of_runs)))
-    return points
 
 
 # ------------------------------------------------------------------ costs

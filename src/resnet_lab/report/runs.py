@@ -1,7 +1,5 @@
 """Run folders and sweep folders, read from disk alone; imports no torch."""
 
-import csv
-import json
 import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
@@ -13,9 +11,9 @@ from typing import Any
 import yaml
 
 from resnet_lab.config.errors import UserError
-
-# libyaml reads a thousand configs in seconds, PyYAML's own parser in minutes.
-_LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+from resnet_lab.config.untrusted import parse_yaml, read_yaml
+from resnet_lab.files import printable, read_json, read_rows, read_text
+from resnet_lab.run.folder import RunFolder, SweepFolder
 
 FIGURES = ("val/loss", "val/acc", "test/loss", "test/acc", "params", "macs", "train_seconds")
 UNKNOWN = "?"  # the value of a key that a damaged or unborn run does not tell
@@ -129,11 +127,11 @@ def read(paths: Sequence[Path]) -> Study:
 
 
 def is_sweep(path: Path) -> bool:
-    return (path / "sweep.json").is_file()
+    return SweepFolder(path).record.is_file()
 
 
 def is_run(path: Path) -> bool:
-    return (path / "result.json").is_file() or (path / ".hydra").is_dir()
+    return RunFolder(path).result.is_file() or (path / ".hydra").is_dir()
 
 
 def epochs(folder: Path) -> tuple[dict[int, dict[str, float]], int]:
@@ -144,17 +142,20 @@ def epochs(folder: Path) -> tuple[dict[int, dict[str, float]], int]:
     """
     rows: dict[int, dict[str, float]] = {}
     lost = 0
-    try:
-        with (folder / "metrics.csv").open(newline="", errors="replace") as file:
-            for row in csv.DictReader(file):
-                try:
-                    numbers = {key: float(value) for key, value in row.items() if value}
-                    rows[int(numbers["epoch"])] = numbers
-                except (AttributeError, KeyError, TypeError, ValueError):
-                    lost += 1
-    except OSError:
-        pass  # no epoch was finished
+    for row in _rows(RunFolder(folder).metrics):  # none, where no epoch was finished
+        try:
+            numbers = {key: float(value) for key, value in row.items() if value}
+            rows[int(numbers["epoch"])] = numbers
+        except (KeyError, ValueError):
+            lost += 1
     return rows, lost
+
+
+def _rows(path: Path) -> list[dict[str, str]]:
+    try:
+        return read_rows(path)
+    except (OSError, ValueError):
+        return []
 
 
 def gradients(folder: Path) -> dict[int, list[tuple[str, float]]]:
@@ -164,16 +165,12 @@ def gradients(folder: Path) -> dict[int, list[tuple[str, float]]]:
     are left out.
     """
     found: dict[int, list[tuple[str, float]]] = {}
-    try:
-        with (folder / "grad_norm.csv").open(newline="", errors="replace") as file:
-            for row in csv.DictReader(file):
-                try:
-                    epoch, norm = int(row["epoch"]), float(row["norm"])
-                except (KeyError, TypeError, ValueError):
-                    continue
-                found.setdefault(epoch, []).append((row["stage"], norm))
-    except OSError:
-        pass
+    for row in _rows(RunFolder(folder).gradients):
+        try:
+            epoch, norm = int(row["epoch"]), float(row["norm"])
+        except (KeyError, ValueError):
+            continue
+        found.setdefault(epoch, []).append((row["stage"], norm))
     return found
 
 
@@ -183,7 +180,7 @@ def gradients(folder: Path) -> dict[int, list[tuple[str, float]]]:
 def _sweep_json(folder: Path) -> tuple[dict[str, Any], str]:
     """What sweep.json holds, or nothing and a sentence on why."""
     try:
-        sweep = json.loads((folder / "sweep.json").read_text())
+        sweep = read_json(SweepFolder(folder).record)
         whole = isinstance(sweep["jobs"], list) and isinstance(sweep["keys"], list)
         if whole and all(isinstance(job["folder"], str) for job in sweep["jobs"]):
             return sweep, ""
@@ -206,11 +203,11 @@ def _jobs(folder: Path, sweep: dict[str, Any]) -> list[Run]:
 
 def _run(folder: Path, job: dict[str, Any] | None = None) -> Run:
     """`job` is what sweep.json says of it; what the folder says counts for more."""
-    run = Run(folder.resolve().name, folder, "missing")
+    run = Run(printable(folder.resolve().name), folder, "missing")
     run.settings = _typed(job.get("overrides") or []) if job else _typed_in(folder)
-    result = folder / "result.json"
+    result = RunFolder(folder).result
     try:
-        run.result = _figures_checked(json.loads(result.read_text()))
+        run.result = _figures_checked(read_json(result))
         run.state = run.result["status"]
     except FileNotFoundError:
         pass
@@ -346,7 +343,7 @@ def _natural(value: str) -> list[tuple[int, float, str]]:
 
 def _configured(run: Run) -> dict[str, str]:
     """Every group choice and config key of a run, but for where things lie."""
-    config = _yaml(run.folder / "config.yaml")
+    config = _yaml(RunFolder(run.folder).config)
     if not isinstance(config, dict):
         return {}
     place = str(config.get("run_dir", run.folder))
@@ -361,11 +358,11 @@ def _configured(run: Run) -> dict[str, str]:
 def _choices(path: Path) -> dict[str, Any]:
     """The group choices that Hydra keeps; only their lines are parsed, the file is long."""
     try:
-        match = re.search(r"^    choices:\n((?: {6}.*\n)+)", path.read_text(), re.MULTILINE)
-    except OSError:
+        match = re.search(r"^    choices:\n((?: {6}.*\n)+)", read_text(path), re.MULTILINE)
+        choices = parse_yaml(match[1]) if match else {}
+    except (OSError, ValueError, yaml.YAMLError):
         return {}
-    choices = yaml.load(match[1], Loader=_LOADER) if match else {}
-    return {key: value for key, value in choices.items() if not key.startswith("hydra")}
+    return {key: value for key, value in choices.items() if not str(key).startswith("hydra")}
 
 
 def _is_place(key: str) -> bool:
@@ -391,8 +388,8 @@ def _spelled(value: Any) -> str:
 
 def _yaml(path: Path) -> Any:
     try:
-        return yaml.load(path.read_text(), Loader=_LOADER)
-    except (OSError, ValueError, yaml.YAMLError):
+        return read_yaml(path)
+    except (OSError, UserError):
         return None
 
 
@@ -411,12 +408,15 @@ def reference(run: Run) -> Reference | None:
     """What the run's `reference` names: in result.json, or at the top of config.yaml.
 
     A number is a test error in percent, as papers give it. A mapping holds test_error or test_acc
-    in percent (an accuracy of 1 or less is a fraction) and perhaps a source. Where it names the
-    data that it holds for, it says nothing about a run on other data. ValueError for anything else.
+    in percent, and perhaps a source. Where it names the data that it holds for, it says nothing
+    about a run on other data.
+
+    Raises:
+        UserError: it is anything else.
     """
     found = run.result.get("reference")
     if found is None:
-        found = _configured_reference(run.folder / "config.yaml")
+        found = _configured_reference(RunFolder(run.folder).config)
     if found is None:
         return None
     content = found if isinstance(found, dict) else {"test_error": found}
@@ -424,7 +424,7 @@ def reference(run: Run) -> Reference | None:
         return None
     accuracy, error = content.get("test_acc"), content.get("test_error")
     if isinstance(accuracy, int | float):
-        return Reference(accuracy * (100 if accuracy <= 1 else 1), str(content.get("source", "")))
+        return Reference(accuracy, str(content.get("source", "")))
     if isinstance(error, int | float):
         return Reference(100 - error, str(content.get("source", "")))
     raise UserError(
@@ -434,12 +434,9 @@ def reference(run: Run) -> Reference | None:
 
 
 def _configured_reference(path: Path) -> Any:
+    """Its lines alone are parsed: a report may be of a thousand runs."""
     try:
-        text = path.read_text()
-    except OSError:
-        return None
-    match = re.search(r"^reference:.*\n?(?:[ -].*\n?)*", text, re.MULTILINE)
-    try:
-        return yaml.load(match[0], Loader=_LOADER)["reference"] if match else None
-    except yaml.YAMLError:
+        match = re.search(r"^reference:.*\n?(?:[ -].*\n?)*", read_text(path), re.MULTILINE)
+        return parse_yaml(match[0])["reference"] if match else None
+    except (OSError, ValueError, yaml.YAMLError):
         return None

@@ -1,6 +1,7 @@
 """From a composed config to data, net, classifier and trainer; the only user of instantiate."""
 
 import os
+from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any
@@ -9,30 +10,32 @@ import torch
 from hydra.utils import instantiate
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import Trainer, seed_everything
-from lightning.pytorch.strategies import DDPStrategy, FSDPStrategy
+from lightning.pytorch.strategies import DDPStrategy, Strategy
 from omegaconf import DictConfig, OmegaConf
 from torch import nn
 
 from resnet_lab.classifier import Classifier
-from resnet_lab.config.check import PRETRAINED, trunk_run, undivided
+from resnet_lab.config.check import PRETRAINED, trunk_run
+from resnet_lab.config.compose import from_environment
 from resnet_lab.config.errors import UserError
 from resnet_lab.data.datamodule import ImageDataModule
 from resnet_lab.data.sources import Source
 from resnet_lab.models.complexity import Complexity, count
 from resnet_lab.models.pretrained import Pretrained, preprocessing
-from resnet_lab.run import checkpoint_io
-from resnet_lab.run.machine import keep_freed_memory, on_cuda, resolve_precision
-from resnet_lab.trust import check_definitions, check_targets, from_environment
+from resnet_lab.run.checkpoint_io import DurableCheckpointIO
+from resnet_lab.run.machine import count_devices, keep_freed_memory, on_cuda, resolve_precision
 
 FUSED = {"torch.optim.SGD", "torch.optim.Adam", "torch.optim.AdamW"}
 
 
 @dataclass
 class Parts:
-    """A run, put together: `cfg` is resolved, nothing in it is left to be chosen.
+    """A run, put together.
 
-    `saved` is `cfg` as files may hold it: for what an environment variable has said, the
-    interpolation stands there as it was written.
+    Attributes:
+        cfg: resolved, nothing in it is left open.
+        saved: `cfg` as files may hold it: what an environment variable has said stands there as
+            the interpolation that asked for it.
     """
 
     cfg: DictConfig
@@ -47,56 +50,152 @@ class Parts:
 def build(cfg: DictConfig) -> Parts:
     """Put the run of `cfg` together: the data is read, the net made, nothing is trained.
 
-    Everything that `cfg` leaves open is filled in: number of classes, image size, precision.
-    ValueError where config, data and machine do not fit together.
+    `cfg` itself stays as it is; what it leaves open is filled in in `Parts.cfg`.
+
+    Raises:
+        UserError: config, data and machine do not fit together.
     """
     keep_freed_memory()
+    if on_cuda(cfg.trainer.accelerator):
+        torch.set_float32_matmul_precision("high")  # TF32 for what is left in float32
+    written: Any = OmegaConf.to_container(cfg)
+    cfg = _on_this_machine(cfg)
+    datamodule = build_data(cfg)
+    datamodule.setup("fit")
+    cfg = _with_data(cfg, datamodule)
+    seed_everything(cfg.seed, verbose=False)
+    net = build_net(cfg)
+    if isinstance(net, Pretrained) and not cfg.resume:
+        net.load_weights()
+    return Parts(
+        cfg,
+        _without_environment(cfg, written),
+        datamodule,
+        net,
+        build_classifier(cfg, net),
+        _trainer(cfg),
+        count(net, datamodule.image_size),
+    )
+
+
+def build_classifier(cfg: DictConfig, net: nn.Module) -> Classifier:
+    """The classifier of `cfg` around `net`."""
+    fused = {}
+    if on_cuda(cfg.trainer.accelerator) and cfg.optimizer._target_ in FUSED:
+        # Not with float16: fused steps unscale gradients themselves, after any clipping.
+        fused = {"fused": str(cfg.trainer.precision) != "16-mixed"}
+    classifier: Classifier = instantiate(
+        cfg.classifier,
+        net=net,
+        optimizer=instantiate(cfg.optimizer, _convert_="all", **{**fused, **_given(cfg, "fused")}),
+        scheduler=instantiate(cfg.scheduler, _convert_="all"),
+    )
+    return classifier
+
+
+def _given(cfg: DictConfig, key: str) -> dict[str, Any]:
+    return {key: cfg.optimizer[key]} if key in cfg.optimizer else {}
+
+
+def build_data(cfg: DictConfig) -> ImageDataModule:
+    """The data module of `cfg`; nothing is read yet."""
+    datamodule: ImageDataModule = instantiate(cfg.data, _convert_="all")
+    return datamodule
+
+
+def build_source(cfg: DictConfig) -> Source:
+    """Where the images of `cfg` come from; nothing is decoded yet."""
+    source: Source = instantiate(cfg.data.source, _convert_="all")
+    return source
+
+
+def build_net(cfg: DictConfig) -> nn.Module:
+    """The net of `cfg` with the weights that it is initialised with, in channels_last."""
+    net: nn.Module = instantiate(cfg.model)
+    return net.to(memory_format=torch.channels_last)
+
+
+def outline(cfg: DictConfig) -> nn.Module:
+    """The net of `cfg` without its weights, on torch's meta device: shapes and no numbers."""
+    with torch.device("meta"):
+        net: nn.Module = instantiate(cfg.model)
+    return net
+
+
+def _open_copy(cfg: DictConfig) -> DictConfig:
     cfg = cfg.copy()
     OmegaConf.set_readonly(cfg, False)
     OmegaConf.set_struct(cfg, False)
-    trust = list(cfg.get("trust") or ())
-    check_targets(cfg, trust)
-    from_outside = from_environment(cfg)
+    return cfg
+
+
+def _on_this_machine(cfg: DictConfig) -> DictConfig:
+    """`cfg` with absolute paths, the precision of this machine, and what a trunk decides."""
+    cfg = _open_copy(cfg)
     for key in ("root", "cache_dir"):
         if cfg.data.get(key) is not None:
             cfg.data[key] = os.path.abspath(cfg.data[key])
     cfg.trainer.precision = resolve_precision(cfg.trainer.precision, cfg.trainer.accelerator)
-    follow_trunk(cfg)
-    check_definitions(cfg, trust)
-    datamodule: ImageDataModule = instantiate(cfg.data, _convert_="all")
-    datamodule.setup("fit")
-    cfg.data.num_classes = datamodule.num_classes
-    cfg.data.image_size = datamodule.image_size
+    return follow_trunk(cfg)
+
+
+def follow_trunk(cfg: DictConfig) -> DictConfig:
+    """`cfg` with what the trunk of a pretrained net decides; as it is for other nets.
+
+    A run's folder as trunk becomes that run's net and checkpoint. Images come as the trunk was
+    trained with them, where `cfg` leaves their size, or their mean and std, open.
+    """
+    if cfg.model._target_ != PRETRAINED:
+        return cfg
+    cfg = _open_copy(cfg)
+    trunk, run = cfg.model.trunk, trunk_run(cfg)
+    if run is not None and cfg.model.weights == "DEFAULT":
+        cfg.model.weights = f"{trunk}/checkpoints/best.ckpt"
+    if cfg.model.weights not in (None, "DEFAULT"):
+        cfg.model.weights = os.path.abspath(cfg.model.weights)
+    if run is not None:
+        cfg.model.trunk = run["model"]
+        images = run["data"]
+    elif isinstance(trunk, str):
+        images = preprocessing(trunk)._asdict()
+    else:
+        return cfg  # the config of a run: all of this is written there
+    if cfg.data.image_size is None:
+        cfg.data.image_size = images["image_size"]
+    if cfg.data.mean is None and cfg.data.std is None:
+        cfg.data.mean, cfg.data.std = images["mean"], images["std"]
+    return cfg
+
+
+def _with_data(cfg: DictConfig, datamodule: ImageDataModule) -> DictConfig:
+    """`cfg`, resolved, with what the data says: its classes, and the size and statistics of images.
+
+    Without validation images there is nothing to choose an epoch by: the last one is the best.
+    """
+    cfg = _open_copy(cfg)
+    cfg.data.num_classes, cfg.data.image_size = datamodule.num_classes, datamodule.image_size
     cfg.data.mean, cfg.data.std = datamodule.mean, datamodule.std
     if datamodule.n_val == 0:
         if "best" in cfg.callbacks:
-            cfg.callbacks.best.monitor = None  # nothing to choose by: the last epoch is the best
-            cfg.callbacks.best.save_on_train_epoch_end = True
+            cfg.callbacks.best.update(monitor=None, save_on_train_epoch_end=True)
         if "early_stopping" in cfg.callbacks:
             raise UserError(
                 "callbacks=early_stopping: there is no validation to stop by (data.val_size=0); "
                 "set data.val_size, or leave early_stopping out."
             )
     OmegaConf.resolve(cfg)
-    check_definitions(cfg, trust)  # once more: what the data has told may stand in a name
+    return cfg
 
-    if on_cuda(cfg.trainer.accelerator):
-        torch.set_float32_matmul_precision("high")  # TF32 for what is left in float32
-        if cfg.optimizer._target_ in FUSED and str(cfg.trainer.precision) != "16-mixed":
-            # Not with float16: fused steps unscale gradients themselves, after any clipping.
-            cfg.optimizer.setdefault("fused", True)
 
-    seed_everything(cfg.seed, verbose=False)
-    net: nn.Module = instantiate(cfg.model).to(memory_format=torch.channels_last)
-    if isinstance(net, Pretrained) and not cfg.resume:
-        net.load_weights()
-    classifier = _classifier(cfg, net)
+def _trainer(cfg: DictConfig) -> Trainer:
     try:
         trainer: Trainer = instantiate(
             cfg.trainer,
             callbacks=[instantiate(c) for c in (cfg.callbacks or {}).values()],
             logger=[instantiate(c) for c in (cfg.logger or {}).values()],
-            plugins=[checkpoint_io.DurableCheckpointIO()],
+            plugins=[DurableCheckpointIO()],
+            strategy=_strategy(cfg),
+            default_root_dir=cfg.run_dir,
             max_time=None,  # LastCheckpoint sees to it: Lightning would call the epoch done
             _convert_="all",
         )
@@ -105,28 +204,22 @@ def build(cfg: DictConfig) -> Parts:
         if isinstance(cause, MisconfigurationException | ValueError):
             raise UserError(f"trainer: {' '.join(str(cause).split())}") from error
         raise
-    if isinstance(trainer.strategy, DDPStrategy | FSDPStrategy):
-        trainer.strategy._timeout = timedelta(seconds=cfg.rank_timeout)
-    if isinstance(trainer.strategy, FSDPStrategy) and not cfg.classifier.decay_norm_and_bias:
-        raise UserError(
-            "trainer=fsdp: a parameter's piece has one dimension, so those of normalisation cannot "
-            "be told apart; leave out classifier.decay_norm_and_bias=false."
-        )
-    if isinstance(trainer.strategy, FSDPStrategy) and trainer.strategy.root_device.type != "cuda":
-        raise UserError("trainer=fsdp: needs GPUs, and there is none for this run.")
-    if cfg.data.batch_size % trainer.world_size:  # trainer.devices=auto: known only now
-        raise UserError(undivided(cfg.data.batch_size, trainer.world_size))
-    complexity = count(net, datamodule.image_size)
-    saved = _without_environment(cfg, from_outside)
-    return Parts(cfg, saved, datamodule, net, classifier, trainer, complexity)
+    return trainer
 
 
-def _without_environment(cfg: DictConfig, from_outside: dict[str, str]) -> dict[str, Any]:
+def _strategy(cfg: DictConfig) -> str | Strategy | Any:
+    """What `trainer.strategy` says; DDP gets the time that one device waits for another."""
+    strategy, n = cfg.trainer.strategy, count_devices(cfg.trainer.devices, cfg.trainer.accelerator)
+    if strategy == "ddp" or (strategy == "auto" and n * cfg.trainer.num_nodes > 1):
+        return DDPStrategy(timeout=timedelta(seconds=cfg.rank_timeout))
+    return instantiate(strategy) if OmegaConf.is_config(strategy) else strategy
+
+
+def _without_environment(cfg: DictConfig, written: Mapping[str, Any]) -> dict[str, Any]:
     """The content of `cfg` with what the environment has said as it was written; see `Parts`."""
     saved = cfg.copy()
-    if saved.get("resume"):
-        saved.resume = None  # of the command, as is what it trusts
-    saved.pop("trust", None)
+    saved.resume = None  # of the command, not of the run
+    from_outside = from_environment(written)
     best = "/checkpoints/best.ckpt"  # of the trunk's folder, where `follow_trunk` has put it
     if "model.trunk" in from_outside and str(saved.model.get("weights")).endswith(best):
         from_outside = {"model.weights": from_outside["model.trunk"] + best, **from_outside}
@@ -135,54 +228,3 @@ def _without_environment(cfg: DictConfig, from_outside: dict[str, str]) -> dict[
             OmegaConf.update(saved, key, text)
     content: dict[str, Any] = OmegaConf.to_container(saved)  # type: ignore[assignment]
     return content
-
-
-def outline(cfg: DictConfig) -> nn.Module:
-    """The net of `cfg` without its weights, on torch's meta device: shapes and no numbers."""
-    check_definitions(cfg.model, cfg.get("trust") or ())
-    with torch.device("meta"):
-        net: nn.Module = instantiate(cfg.model)
-    return net
-
-
-def source(cfg: DictConfig) -> Source:
-    """Where the images of `cfg` come from; nothing is decoded yet."""
-    check_definitions(cfg.data.source, cfg.get("trust") or ())
-    images: Source = instantiate(cfg.data.source, _convert_="all")
-    return images
-
-
-def follow_trunk(cfg: DictConfig) -> None:
-    """Write into `cfg` what the trunk of a pretrained net decides; a no-op for others.
-
-    A run's folder as trunk becomes that run's net and checkpoint. Images come as the trunk was
-    trained with them, where `cfg` leaves their size, or their mean and std, open.
-    """
-    if cfg.model._target_ != PRETRAINED:
-        return
-    trunk, run = cfg.model.trunk, trunk_run(cfg)
-    if run is not None and cfg.model.weights == "DEFAULT":
-        cfg.model.weights = f"{trunk}/checkpoints/best.ckpt"
-    if cfg.model.weights not in (None, "DEFAULT"):
-        cfg.model.weights = os.path.abspath(cfg.model.weights)
-    if run is not None:
-        cfg.model.trunk = run.model.trunk if run.model._target_ == PRETRAINED else run.model
-        images = {key: run.data[key] for key in ("image_size", "mean", "std")}
-    elif isinstance(trunk, str):
-        images = preprocessing(trunk)._asdict()
-    else:
-        return  # the config of a run: all of this is written there
-    if cfg.data.image_size is None:
-        cfg.data.image_size = images["image_size"]
-    if cfg.data.mean is None and cfg.data.std is None:
-        cfg.data.mean, cfg.data.std = images["mean"], images["std"]
-
-
-def _classifier(cfg: DictConfig, net: nn.Module) -> Classifier:
-    classifier: Classifier = instantiate(
-        cfg.classifier,
-        net=net,
-        optimizer=instantiate(cfg.optimizer, _convert_="all"),
-        scheduler=instantiate(cfg.scheduler, _convert_="all"),
-    )
-    return classifier

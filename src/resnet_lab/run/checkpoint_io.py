@@ -1,7 +1,6 @@
 """How checkpoints reach the disk, and come back from it."""
 
 import logging
-import os
 import zipfile
 from pathlib import Path
 from typing import Any
@@ -10,6 +9,8 @@ import torch
 from lightning.fabric.plugins.io import CheckpointIO
 
 from resnet_lab.config.errors import UserError
+from resnet_lab.files import replacing
+from resnet_lab.run.folder import RunFolder
 
 log = logging.getLogger(__name__)
 
@@ -30,22 +31,16 @@ class DurableCheckpointIO(CheckpointIO):
         path: str | Path,
         storage_options: dict[str, Path] | None = None,
     ) -> None:
-        """Raises ValueError, a sentence, where the disk is full or the folder cannot be written."""
+        """Raises UserError where the disk is full or the folder cannot be written."""
+        keep = Path(storage_options["previous"]) if storage_options else None
         path = Path(path)
-        # What a killed save leaves behind is overwritten by the next one.
-        part = path.with_name(f".{path.name}.part")
+        # Under one name, so that what a killed save leaves behind is overwritten by the next one.
+        part = f".{path.name}.part"
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
-            with part.open("wb") as file:
+            with replacing(path, "wb", durable=True, part=part, keep=keep) as file:
                 torch.save(checkpoint, file)
-                file.flush()
-                os.fsync(file.fileno())
-            if storage_options and path.exists():
-                path.replace(storage_options["previous"])
-            part.replace(path)
-            _sync_folder(path.parent)
         except BaseException as error:
-            part.unlink(missing_ok=True)
             # torch's writer makes a RuntimeError of a failed write.
             if not isinstance(error, OSError | RuntimeError):
                 raise
@@ -63,14 +58,6 @@ class DurableCheckpointIO(CheckpointIO):
 
     def remove_checkpoint(self, path: str | Path) -> None:
         Path(path).unlink(missing_ok=True)
-
-
-def _sync_folder(folder: Path) -> None:
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def load(path: str | Path, map_location: Any = "cpu") -> dict[str, Any]:
@@ -104,22 +91,23 @@ def load_weights(path: Path) -> dict[str, torch.Tensor]:
     return weights
 
 
-def newest(run_dir: Path) -> tuple[Path, dict[str, Any]]:
-    """The checkpoint to go on from: last.ckpt, or, where that is damaged, the one before it.
+def newest(folder: RunFolder) -> tuple[Path, dict[str, Any]]:
+    """The checkpoint to resume from: last.ckpt, or, where that is damaged, the one before it.
 
-    Returns its file and what it holds.
+    Returns:
+        Its file and what it holds.
 
-    ValueError where there is none that is whole.
+    Raises:
+        UserError: there is none that is whole.
     """
     faults = []
-    for name in ("last.ckpt", "previous.ckpt"):
-        path = run_dir / "checkpoints" / name
+    for path in (folder.last, folder.previous):
         try:
             checkpoint = load(path)
         except UserError as error:
             faults.append(str(error))
             continue
         for fault in faults:
-            log.warning(f"{fault.removesuffix('; name another one.')}; going on from {name}")
+            log.warning(f"{fault.removesuffix('; name another one.')}; resuming from {path.name}")
         return path, checkpoint
-    raise UserError(f"resume={run_dir}: nothing to go on from. " + " ".join(faults))
+    raise UserError(f"resume={folder}: nothing to resume from. " + " ".join(faults))

@@ -1,6 +1,5 @@
 """Before a single run: its config is checked and its folder made its own; imports no torch."""
 
-import itertools
 import traceback
 from pathlib import Path
 from typing import Any
@@ -10,10 +9,10 @@ from omegaconf import DictConfig, OmegaConf, open_dict, read_write
 
 from resnet_lab.config.check import check
 from resnet_lab.config.compose import typed
-from resnet_lab.config.errors import UserError
-from resnet_lab.config.messages import _wanted, sentence
+from resnet_lab.config.messages import full_errors, sentence
 from resnet_lab.run import distributed
-from resnet_lab.run.resume import _has_checkpoint, go_on
+from resnet_lab.run.folder import RunFolder
+from resnet_lab.run.resume import resumed
 
 
 class CheckAndClaim(Callback):
@@ -22,48 +21,62 @@ class CheckAndClaim(Callback):
     The folder's name holds the second; when two runs start in the same one, the later gets -2.
     A folder that the user names must not hold a run already. Where torchrun or SLURM's srun has
     started the processes of a run, on one machine or several, all of them get the same folder,
-    and the first of them alone logs into it; begun again by those two, the run goes on there.
+    and the first of them alone logs into it; begun again by those two, the run is resumed there.
+
+    Hydra offers this hook, and the config it hands over, as the only way to say where a run goes.
     """
 
     def on_run_start(self, config: DictConfig, **_: Any) -> None:
         # Hydra turns exceptions of callbacks into warnings, but lets SystemExit pass.
         try:
             if config.get("resume"):
-                go_on(config, Path(config.resume))
+                folder, own = RunFolder(config.resume), resumed(config, RunFolder(config.resume))
             else:
                 check(config)
-                folder = folder_of(config)
-                if distributed.started_again() and _has_checkpoint(folder):
-                    go_on(config, folder)
-                else:
-                    OmegaConf.set_readonly(config.hydra, False)
-                    config.hydra.run.dir = str(folder)
-            if not distributed.is_first():
-                _log_to_the_screen_alone(config)
+                folder, own = folder_of(config), None
+                if distributed.started_again() and folder.has_checkpoint():
+                    own = resumed(config, folder)
+            _prepare(config, folder, own)
         except Exception as error:
             message = str(error) if isinstance(error, OSError) else sentence(error)
-            if message is None or _wanted():
+            if message is None or full_errors():
                 traceback.print_exc()
             raise SystemExit(f"error: {message or error}") from None
 
 
-def folder_of(config: DictConfig) -> Path:
+def _prepare(config: DictConfig, folder: RunFolder, own: DictConfig | None) -> None:
+    """Have Hydra run in `folder`; with `own`, the config of a run that is resumed there."""
+    OmegaConf.set_readonly(config, False)
+    OmegaConf.set_readonly(config.hydra, False)
+    config.hydra.run.dir = str(folder)
+    if own is not None:
+        config.hydra.output_subdir = None  # .hydra keeps what the run was begun with
+        OmegaConf.set_struct(config, False)
+        for key in [key for key in config if key != "hydra"]:
+            del config[key]
+        config.update(own)
+    if not distributed.is_first():
+        _log_to_the_screen_alone(config)
+
+
+def folder_of(config: DictConfig) -> RunFolder:
     """The run's folder, claimed by the first of its processes and the same for all of them.
 
-    ValueError where it holds a run already, or where it cannot be agreed on.
+    Raises:
+        UserError: it holds a run already, or the processes cannot agree on one.
     """
-    folder = Path(config.hydra.run.dir)
+    folder = RunFolder(config.hydra.run.dir)
     named = any(o.startswith("hydra.run.dir=") for o in typed(config, "hydra"))
     if not named and distributed.by_torchrun():
         from resnet_lab.run.rendezvous import folder_of_all  # imports torch
 
-        return folder_of_all((lambda: claim(folder)) if distributed.is_first() else None)
+        return folder_of_all(folder.claim if distributed.is_first() else None)
     if not named and distributed.by_srun():
         choices = config.hydra.runtime.choices
         name = f"{distributed.job_step()}-{choices.model}-{choices.data}"
-        folder = Path("outputs", "runs", "slurm", name)  # a requeued job finds it again
-    if distributed.is_first() and not (distributed.started_again() and folder.exists()):
-        return claim(folder, named or distributed.count() > 1)
+        folder = RunFolder(Path("outputs", "runs", "slurm", name))  # found again after a requeue
+    if distributed.is_first() and not (distributed.started_again() and folder.path.exists()):
+        return folder.claim(named or distributed.count() > 1)
     return folder
 
 
@@ -75,24 +88,3 @@ def _log_to_the_screen_alone(config: DictConfig) -> None:
         if logging is not None and "file" in (logging.get("handlers") or {}):
             del logging.handlers.file
             logging.root.handlers = [name for name in logging.root.handlers if name != "file"]
-
-
-def claim(folder: Path, named: bool = False) -> Path:
-    """Make `folder` (or `folder`-2, -3, ... where it exists) and return it.
-
-    `named`: the user chose it, so it is taken as it is. ValueError where it holds a run.
-    """
-    if named:
-        if (folder / "config.yaml").exists():
-            raise UserError(f"hydra.run.dir={folder}: holds a run already; name another folder.")
-        folder.mkdir(parents=True, exist_ok=True)
-        return folder
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    for n in itertools.count(1):
-        candidate = folder if n == 1 else folder.with_name(f"{folder.name}-{n}")
-        try:
-            candidate.mkdir()
-        except FileExistsError:
-            continue
-        return candidate
-    raise AssertionError

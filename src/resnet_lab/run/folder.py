@@ -1,113 +1,231 @@
-"""A run folder: what lies in it, who holds it, how it is written; imports no torch."""
+"""A run folder: what its files are called, who holds it, how it is read; imports no torch."""
 
-import json
+import itertools
 import logging
 import os
-import signal
-import sys
-import traceback
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import yaml
-from omegaconf import DictConfig, OmegaConf
-
 from resnet_lab.config.errors import UserError
+from resnet_lab.config.untrusted import read_yaml
+from resnet_lab.files import is_cache_folder, printable, read_json, read_rows, write_json
 from resnet_lab.run import distributed
 from resnet_lab.run.stop import die_with_parent, locks
-
-log = logging.getLogger(__name__)
-
-
-def run_config(run_dir: Path) -> DictConfig:
-    """The config that the run in `run_dir` has left there; ValueError where there is none."""
-    path = run_dir / "config.yaml"
-    if not path.is_file():
-        raise UserError(f"{run_dir}: there is no run in it (no config.yaml).")
-    try:
-        cfg = OmegaConf.load(path)
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise UserError(f"{path} is damaged: {' '.join(str(error).split())}") from error
-    parts = ("model", "data", "classifier", "optimizer", "scheduler", "trainer")
-    if not isinstance(cfg, DictConfig) or any(part not in cfg for part in parts):
-        raise UserError(f"{path} is not the config of a run (it needs {', '.join(parts)}).")
-    return cfg
-
 
 try:
     import fcntl
 except ImportError:  # Windows
     fcntl = None  # type: ignore[assignment]
 
+log = logging.getLogger(__name__)
 
-@contextmanager
-def _alone_in(run_dir: Path) -> Iterator[None]:
-    """Nobody else trains in this folder; ValueError where somebody does.
+SECTIONS = ("model", "data", "classifier", "optimizer", "scheduler", "trainer")
+# Loggers that write into the run's folder and send nothing to any host.
+LOCAL_LOGGERS = (
+    "resnet_lab.board.Board",
+    "lightning.pytorch.loggers.CSVLogger",
+    "lightning.pytorch.loggers.TensorBoardLogger",
+)
 
-    The processes of one run share it: the first holds it for all.
+
+class RunFolder:
+    """The folder of one run, of which nothing needs to be there yet.
+
+    Whatever is read from it is data that anybody may have written; see `config.untrusted`.
     """
-    if fcntl is None or not distributed.is_first():
-        yield
-        return
-    run_dir.mkdir(parents=True, exist_ok=True)
-    folder = os.open(run_dir, os.O_RDONLY)
-    try:
-        fcntl.flock(folder, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError as error:
-        raise UserError(
-            f"{run_dir}: another process is training in it; wait for it, or stop it."
-        ) from error
-    except OSError:
-        log.debug("this file system has no locks")
-    locks.add(folder)
-    try:
-        yield
-    finally:
-        locks.discard(folder)
-        os.close(folder)
+
+    def __init__(self, path: str | Path) -> None:
+        self.path = Path(path)
+        self.config = self.path / "config.yaml"
+        self.result = self.path / "result.json"
+        self.metrics = self.path / "metrics.csv"
+        self.gradients = self.path / "grad_norm.csv"
+        self.overrides = self.path / ".hydra" / "overrides.yaml"
+        self.checkpoints = self.path / "checkpoints"
+        self.best = self.checkpoints / "best.ckpt"
+        self.last = self.checkpoints / "last.ckpt"
+        self.previous = self.checkpoints / "previous.ckpt"  # the last.ckpt before
+        self.board = self.path / "tensorboard"
+        # Of a job of a sweep:
+        self.job = self.path / "sweep_job.json"
+        self.console = self.path / "console.log"
+        self.error = self.path / "error.txt"
+
+    def __str__(self) -> str:
+        return str(self.path)
+
+    # ------------------------------------------------------------------ reading
+
+    def read_config(self) -> dict[str, Any]:
+        """The config that the run has left, as plain data; UserError where there is none."""
+        try:
+            config = read_yaml(self.config)
+        except FileNotFoundError:
+            raise UserError(f"{self}: there is no run in it (no config.yaml).") from None
+        if not isinstance(config, dict) or any(
+            not isinstance(config.get(section), dict) for section in SECTIONS
+        ):
+            raise UserError(
+                f"{self.config} is not the config of a run (it needs {', '.join(SECTIONS)})."
+            )
+        config["classifier"].pop("num_classes", None)  # of earlier versions
+        config.pop("trust", None)
+        return config
+
+    def read_overrides(self) -> list[str] | None:
+        """The overrides of the command that began the run, as text; None where unknown."""
+        try:
+            overrides = read_yaml(self.overrides)
+        except (FileNotFoundError, UserError):
+            return None
+        return [str(override) for override in overrides] if isinstance(overrides, list) else None
+
+    def read_result(self) -> dict[str, Any]:
+        """What result.json holds; nothing where it cannot be read."""
+        return _mapping(self.result)
+
+    def read_job(self) -> dict[str, Any]:
+        """What sweep_job.json holds; nothing in a run of no sweep."""
+        return _mapping(self.job)
+
+    def validation(self, epoch: int) -> dict[str, float]:
+        """The validation figures of one epoch (from 1 on) in metrics.csv."""
+        try:
+            rows = read_rows(self.metrics)
+        except FileNotFoundError:
+            return {}
+        for row in rows:
+            if int(row["epoch"]) == epoch:
+                return {k: float(row[k]) for k in ("val/loss", "val/acc") if row.get(k)}
+        return {}
+
+    def has_checkpoint(self) -> bool:
+        """Whether there is something to resume from."""
+        return self.last.exists() or self.previous.exists()
+
+    def write_result(self, result: dict[str, Any]) -> None:
+        write_json(self.result, result)
+
+    # ------------------------------------------------------------------ holding
+
+    def refuse_links(self) -> None:
+        """Raise UserError where a link leads out of the folder: what is written stays inside."""
+        inside = os.path.realpath(self.path) + os.sep
+        for parent, folders, files in os.walk(self.path):
+            for name in (*folders, *files):
+                path = os.path.join(parent, name)
+                if os.path.islink(path) and not os.path.realpath(path).startswith(inside):
+                    raise UserError(
+                        f"{printable(path)} is a link out of this folder, and nothing is written "
+                        "through it; put the file itself in its place, or remove the link."
+                    )
+
+    def claim(self, named: bool = False) -> "RunFolder":
+        """Make the folder (or NAME-2, NAME-3, ... where it exists) and return it.
+
+        Args:
+            named: the user chose it, so it is taken as it is.
+
+        Raises:
+            UserError: it holds a run, or a link.
+        """
+        if named:
+            if self.config.exists():
+                raise UserError(f"hydra.run.dir={self}: holds a run already; name another folder.")
+            self.path.mkdir(parents=True, exist_ok=True)
+            self.refuse_links()
+            return self
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        for n in itertools.count(1):
+            path = self.path if n == 1 else self.path.with_name(f"{self.path.name}-{n}")
+            try:
+                path.mkdir()
+            except FileExistsError:
+                continue
+            return RunFolder(path)
+        raise AssertionError
+
+    @contextmanager
+    def lock(self) -> Iterator[None]:
+        """Nobody else trains in this folder; UserError where somebody does.
+
+        The processes of one run share it: the first holds it for all, and none of those that it
+        has started outlives it (Linux).
+        """
+        started = os.environ.get("LOCAL_RANK", "0") != "0" and not distributed.from_outside()
+        if started or distributed.by_torchrun():
+            die_with_parent()
+        if fcntl is None or not distributed.is_first():
+            yield
+            return
+        self.path.mkdir(parents=True, exist_ok=True)
+        descriptor = os.open(self.path, os.O_RDONLY)
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            os.close(descriptor)
+            raise UserError(
+                f"{self}: another process is training in it; wait for it, or stop it."
+            ) from error
+        except OSError:
+            log.debug("this file system has no locks")
+        locks.add(descriptor)
+        try:
+            yield
+        finally:
+            locks.discard(descriptor)
+            os.close(descriptor)
 
 
-@contextmanager
-def _parent_and_child() -> Iterator[None]:
-    """In a process that another one of the run has started: neither outlives the other (Linux).
+def keep_at_home(own: dict[str, Any], typed: Collection[str], cache_dir: str) -> None:
+    """What a run folder says of other places on this machine holds for reading alone.
 
-    The parent of a process that fails hears of it, unless it is frozen.
+    A cache is written to, so the one it names must be one already; nothing is downloaded into a
+    folder that it names; and no logger is made that could send something to a host that it names.
+
+    Args:
+        own: the config of a run, which is changed.
+        typed: keys that the user has given herself.
+        cache_dir: what to use in place of a folder that is no cache.
     """
-    started = os.environ.get("LOCAL_RANK", "0") != "0" and not distributed.from_outside()
-    if started or distributed.by_torchrun():
-        die_with_parent()
-    if sys.platform != "linux" or not started:
-        yield
-        return
-    parent = os.getppid()
-    try:
-        yield
-    except Exception:
-        state = Path(f"/proc/{parent}/stat").read_text().rpartition(")")[2].split()[0]
-        if state == "T":
-            traceback.print_exc()  # this process goes with it
-            os.kill(parent, signal.SIGKILL)
-        raise
+    data = own["data"]
+    source = data.get("source") or {}
+    if "data.cache_dir" not in typed and not is_cache_folder(Path(str(data.get("cache_dir")))):
+        data["cache_dir"] = cache_dir
+        if "cache_dir" in source:
+            source["cache_dir"] = cache_dir
+    if "data.root" not in typed and "CIFAR" in str(source.get("_target_")):
+        source["download"] = False
+    own["logger"] = {
+        name: logger
+        for name, logger in (own.get("logger") or {}).items()
+        if isinstance(logger, dict) and logger.get("_target_") in LOCAL_LOGGERS
+    }
 
 
-def _told(path: Path) -> dict[str, Any]:
-    """What a JSON file says; nothing where it cannot be read."""
+class SweepFolder:
+    """The folder of a sweep: its jobs are run folders below it."""
+
+    def __init__(self, path: str | Path) -> None:
+        self.path = Path(path)
+        self.record = self.path / "sweep.json"
+        self.config = self.path / "multirun.yaml"
+        self.lock = self.path / ".lock"
+        self.server_log = self.path / ".server.log"
+        self.study = self.path / "study.db"
+
+
+def _mapping(path: Path) -> dict[str, Any]:
     try:
-        told: dict[str, Any] = json.loads(path.read_text())
+        content = read_json(path)
     except (OSError, ValueError):
         return {}
-    return told
+    return content if isinstance(content, dict) else {}
 
 
-def write_json(path: Path, content: dict[str, Any]) -> None:
-    """Write `content` as `write_text` does."""
-    write_text(path, json.dumps(content, indent=2) + "\n")
-
-
-def write_text(path: Path, text: str) -> None:
-    """Write `text` so that a reader finds the old file or the new one, whole."""
-    part = path.with_name(f".{path.name}.{os.getpid()}.part")
-    part.write_text(text)
-    part.replace(path)
+def shown(path: Path) -> str:
+    """`path` from the current folder where it lies below it."""
+    path = path.absolute()
+    return str(path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path)

@@ -7,62 +7,22 @@ from typing import Any
 
 import torch
 from hydra.core.override_parser.overrides_parser import OverridesParser
-from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 from torch import nn
 
 from resnet_lab.classifier import Classifier
+from resnet_lab.config import untrusted
 from resnet_lab.config.check import check
 from resnet_lab.config.compose import CONF
 from resnet_lab.config.errors import UserError
-from resnet_lab.config.messages import _choices, _offer
+from resnet_lab.config.messages import choices_of, offer
 from resnet_lab.data.datamodule import ImageDataModule
 from resnet_lab.run import checkpoint_io
-from resnet_lab.run.build import _classifier
-from resnet_lab.run.folder import _told, run_config
+from resnet_lab.run.build import build_classifier, build_data, build_net
+from resnet_lab.run.folder import SECTIONS, RunFolder, keep_at_home
 from resnet_lab.run.machine import keep_freed_memory, on_cuda
-from resnet_lab.trust import (
-    check_definitions,
-    check_targets,
-)
 
-
-def apply_overrides(cfg: DictConfig, overrides: Sequence[str], groups: Sequence[str]) -> None:
-    """Set key=value in the config of a run, for keys that are there and lie below `groups`.
-
-    `data=NAME` takes the source of conf/data/NAME.yaml; size, mean and std stay the run's own.
-    """
-    parsed = OverridesParser.create().parse_overrides(list(overrides))
-    for override in sorted(parsed, key=lambda o: o.key_or_group != "data"):
-        key, value = override.key_or_group, override.value()
-        parent, _, last = key.rpartition(".")
-        if override.is_add() or override.is_delete() or override.is_sweep_override():
-            raise UserError(f"{override.input_line}: only key=value can be given here.")
-        if key == "data" and key in groups:
-            if value not in _choices("data"):
-                raise UserError(
-                    f"data={value}: there is no such choice; {_offer(str(value), _choices('data'))}"
-                )
-            choice: Any = OmegaConf.load(CONF / "data" / f"{value}.yaml")
-            cfg.data.source, cfg.data.root = choice.source, choice.get("root")
-            continue
-        written = OmegaConf.to_container(cfg)
-        for part in key.split("."):
-            written = written.get(part) if isinstance(written, dict) else None
-        left_open = isinstance(written, str) and "${" in written  # only the user can say it
-        if not left_open and (not parent or key.split(".")[0] not in groups):
-            raise UserError(
-                f"{key}: cannot be changed here, only what lies below {' and '.join(groups)}."
-            )
-        node = OmegaConf.select(cfg, parent) if parent else cfg
-        if not isinstance(node, DictConfig):
-            raise UserError(f"{key}: there is no such key.")
-        if last not in node:
-            keys = sorted(str(k) for k in node if not str(k).startswith("_"))
-            raise UserError(f"{key}: there is no such key; {_offer(last, keys)}")
-        node[last] = value
-        if key in ("data.root", "data.cache_dir") and last in cfg.data.source:
-            cfg.data.source[last] = value  # a run's config is resolved: no interpolation follows
+HOW_TO_TRUST = "If it is your own code, say so: --trust PACKAGE"
 
 
 @dataclass
@@ -91,41 +51,52 @@ def load_run(
 ) -> Finished:
     """The run in `run_dir`, from this folder alone, with the weights that training chose.
 
-    checkpoint: other weights of the same net; a run that is not finished needs to have it named.
-    overrides: key=value for keys of its config below data and trainer. The trainer's accelerator
-        is auto and devices 1 before they are applied: the machine may be another one.
-    trust: packages besides ours that its config may name; see `check_targets`.
+    Args:
+        checkpoint: other weights of the same net; a run that is not finished needs to have it
+            named.
+        overrides: key=value for keys of its config below data and trainer. The trainer's
+            accelerator is auto and devices 1 before they are applied: the machine may be another.
+        trust: packages that its config may name besides `untrusted.NAMES`.
 
-    ValueError, a sentence, where the folder is no run, asks for what `check_targets` refuses, or
-    has no weights that fit its net. The net is in evaluation mode, on the CPU.
+    Returns:
+        The net is in evaluation mode, on the CPU.
+
+    Raises:
+        UserError: the folder is no run, asks for what it may not, or has no weights that fit.
     """
-    cfg = run_config(run_dir)
-    for part in ("callbacks", "logger"):  # made for training alone, so they may say what they like
-        cfg[part] = {}
-    result = _told(run_dir / "result.json")
-    checkpoint = checkpoint or _chosen(run_dir, result.get("status", "without a result.json"))
-    cfg.trainer.update(accelerator="auto", devices=1, num_nodes=1)
-    if overrides:
-        apply_overrides(cfg, overrides, ("data", "trainer"))
-    cfg.trust = list(trust)
-    check_targets(cfg, trust, foreign=True)
-    check_definitions(cfg, trust)
+    folder = RunFolder(run_dir)
+    folder.refuse_links()
+    # What is made for training alone, callbacks and loggers, is left out.
+    own = {k: v for k, v in folder.read_config().items() if k in (*SECTIONS, "seed")}
+    own |= {"callbacks": {}, "logger": {}}
+    own["trainer"] |= {
+        **{"accelerator": "auto", "devices": 1, "num_nodes": 1, "strategy": "auto"},
+        **{"profiler": None, "default_root_dir": None},
+    }
+    typed = apply_overrides(own, overrides, ("data", "trainer"))
+    keep_at_home(own, typed, OmegaConf.load(CONF / "train.yaml").data.cache_dir)
+    untrusted.check_values(own, folder.config)
+    packages = [f"{package}." for package in trust]
+    untrusted.check_names(own, folder.config, packages, HOW_TO_TRUST)
+    cfg = OmegaConf.create(own)
     if overrides:
         check(cfg)
+    result = folder.read_result()
+    checkpoint = checkpoint or _chosen(folder, str(result.get("status", "without a result.json")))
 
     keep_freed_memory()
     if on_cuda(cfg.trainer.accelerator):
         torch.set_float32_matmul_precision("high")  # as in training
     weights = checkpoint_io.load_weights(checkpoint)
-    net: nn.Module = instantiate(cfg.model).to(memory_format=torch.channels_last)
-    classifier = _classifier(cfg, net)
+    net = build_net(cfg)
+    classifier = build_classifier(cfg, net)
     expected = classifier.state_dict()
     strange = sorted(expected.keys() ^ weights.keys()) or [
         name for name, value in expected.items() if value.shape != weights[name].shape
     ]
     if strange:
         raise UserError(
-            f"{checkpoint} does not fit the net of {run_dir / 'config.yaml'}: {strange[0]} is "
+            f"{checkpoint} does not fit the net of {folder.config}: {strange[0]} is "
             f"missing in one of them or has another shape ({len(strange)} such in all); it belongs "
             "to another run."
         )
@@ -133,7 +104,7 @@ def load_run(
     return Finished(
         run_dir,
         cfg,
-        instantiate(cfg.data, _convert_="all"),
+        build_data(cfg),
         net,
         classifier.eval(),
         checkpoint,
@@ -142,18 +113,63 @@ def load_run(
     )
 
 
-def _chosen(run_dir: Path, status: str) -> Path:
+def _chosen(folder: RunFolder, status: str) -> Path:
     """The weights that speak for a run: those of its best epoch, else of its last one."""
-    found = [
-        path
-        for name in ("best", "last")
-        if (path := run_dir / "checkpoints" / f"{name}.ckpt").is_file()
-    ]
+    found = [path for path in (folder.best, folder.last) if path.is_file()]
     if not found:
-        raise UserError(f"{run_dir}: it has no checkpoint (the run is {status}); train it again.")
+        raise UserError(f"{folder}: it has no checkpoint (the run is {status}); train it again.")
     if status != "finished":
         raise UserError(
-            f"{run_dir}: this run is {status}, not finished, so its best weights are not settled; "
-            f"go on with it (resume={run_dir}) or say --checkpoint {found[0]}."
+            f"{folder}: this run is {status}, not finished, so its best weights are not settled; "
+            f"resume it (resume={folder}) or say --checkpoint {found[0]}."
         )
     return found[0]
+
+
+def apply_overrides(
+    config: dict[str, Any], overrides: Sequence[str], groups: Sequence[str]
+) -> set[str]:
+    """Set key=value in the config of a run, for keys that are there and lie below `groups`.
+
+    `data=NAME` takes the source of conf/data/NAME.yaml; size, mean and std stay the run's own. A
+    value that the config leaves to an environment variable can be set wherever it is.
+
+    Returns:
+        The keys that are set.
+    """
+    parsed = OverridesParser.create().parse_overrides(list(overrides))
+    typed = set()
+    for override in sorted(parsed, key=lambda o: o.key_or_group != "data"):
+        key, value = override.key_or_group, override.value()
+        *parents, last = key.split(".")
+        if override.is_add() or override.is_delete() or override.is_sweep_override():
+            raise UserError(f"{override.input_line}: only key=value can be given here.")
+        data = config["data"]
+        if key == "data" and key in groups:
+            if value not in choices_of("data"):
+                possible = offer(str(value), choices_of("data"))
+                raise UserError(f"data={value}: there is no such choice; {possible}")
+            chosen: Any = OmegaConf.to_container(OmegaConf.load(CONF / "data" / f"{value}.yaml"))
+            data["root"] = chosen.get("root")
+            places = {"root": data["root"], "cache_dir": data["cache_dir"]}
+            data["source"] = {k: places.get(k, v) for k, v in chosen["source"].items()}
+            typed.add("data.root")
+            continue
+        node: Any = config
+        for name in parents:
+            node = node.get(name) if isinstance(node, dict) else None
+        left_open = isinstance(node, dict) and "${" in str(node.get(last))
+        if not left_open and (not parents or parents[0] not in groups):
+            raise UserError(
+                f"{key}: cannot be changed here, only what lies below {' and '.join(groups)}."
+            )
+        if not isinstance(node, dict):
+            raise UserError(f"{key}: there is no such key.")
+        if last not in node:
+            keys = sorted(str(k) for k in node if not str(k).startswith("_"))
+            raise UserError(f"{key}: there is no such key; {offer(last, keys)}")
+        node[last] = value
+        typed.add(key)
+        if key in ("data.root", "data.cache_dir") and last in (data.get("source") or {}):
+            data["source"][last] = value  # in a run's config nothing refers to anything else
+    return typed

@@ -4,7 +4,9 @@ import ctypes
 import os
 import platform
 import sys
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -38,6 +40,15 @@ def resolve_precision(precision: str | int, accelerator: str) -> str:
 
 def on_cuda(accelerator: str) -> bool:
     return accelerator in ("auto", "gpu", "cuda") and torch.cuda.is_available()
+
+
+def count_devices(devices: Any, accelerator: str) -> int:
+    """How many devices of this machine `trainer.devices` means."""
+    if isinstance(devices, Sequence) and not isinstance(devices, str):
+        return len(devices)
+    if str(devices) in ("auto", "-1"):
+        return torch.cuda.device_count() if on_cuda(accelerator) else 1
+    return int(devices)
 
 
 def cpu_flags() -> set[str]:

@@ -1,35 +1,225 @@
-"""What a run tells: result.json, the header, the closing table, its row in HPARAMS."""
+"""What a run tells of itself: result.json, the header, the closing table, its row in HPARAMS."""
 
-import csv
 import logging
 import platform
 import shlex
 import subprocess
 import sys
+import time
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from types import TracebackType
+from typing import Any, Self
 
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import OmegaConf
 from torch import nn
 
 from resnet_lab.board import Board
-from resnet_lab.config.compose import ABSENT, flat, moved, typed
+from resnet_lab.callbacks.compile_net import CompileNet
+from resnet_lab.callbacks.confusion_matrix import ConfusionMatrix
+from resnet_lab.callbacks.epoch_log import EpochLog
+from resnet_lab.config.compose import ABSENT, APP, flat, moved, typed
+from resnet_lab.files import write_text
 from resnet_lab.run.build import Parts
-from resnet_lab.run.folder import _told, write_json, write_text
+from resnet_lab.run.folder import RunFolder, shown
 from resnet_lab.run.machine import device_name
-from resnet_lab.run.resume import change
+from resnet_lab.run.resume import as_text
+from resnet_lab.run.stop import Paused, Stopped
 from resnet_lab.screen import duration
 
 log = logging.getLogger(__name__)
 
-
 FEW_FOR_BATCHNORM = 16  # images: below, one batch's mean and variance say little about the data's
 
 
-def _describe(parts: Parts) -> dict[str, Any]:
+class Record:
+    """Around a training: begins result.json and the header, and closes both however it ends.
+
+    result: what result.json holds.
+    """
+
+    def __init__(self, parts: Parts, folder: RunFolder) -> None:
+        self.parts, self.folder = parts, folder
+        self.trainer = parts.trainer
+        self.result = describe(parts)
+        if parts.cfg.resume:  # the command that says what the run is, not the one that resumes it
+            before = folder.read_result()
+            kept = ("model", "data", "command")
+            self.result |= {key: before[key] for key in kept if key in before}
+
+    def __enter__(self) -> Self:
+        self._began = time.monotonic()
+        if self.trainer.is_global_zero:
+            self._begin()
+        else:
+            logging.getLogger().setLevel(logging.WARNING)
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        if error is not None:
+            self._failed(error)
+        self._measure()
+        if self.trainer.is_global_zero:
+            self.folder.write_result(self.result)
+            if error is None:
+                self._close()
+
+    def trained(self) -> None:
+        """The last epoch is over."""
+        self.result |= {"epochs": self.trainer.current_epoch, "steps": self.trainer.global_step}
+
+    def chosen(self, epoch: int) -> None:
+        """The weights of `epoch` speak for the run."""
+        self.result |= {"best_epoch": epoch, **self.folder.validation(epoch)}
+
+    def tested(self, scores: Any) -> None:
+        """The test is over, and with it the run."""
+        self.result |= {k: float(v) for k, v in scores.items() if k.startswith("test/")}
+        if confusion := self._callback(ConfusionMatrix):
+            self.result["test/acc_per_class"] = confusion.accuracy_per_class()
+        self.end("fast_dev_run" if self.parts.cfg.trainer.fast_dev_run else "finished")
+
+    def end(self, status: str) -> None:
+        self.result["status"] = status
+
+    def _callback(self, kind: type[Any]) -> Any:
+        callbacks: list[Any] = self.trainer.callbacks  # type: ignore[attr-defined]
+        return next((callback for callback in callbacks if isinstance(callback, kind)), None)
+
+    def _failed(self, error: BaseException) -> None:
+        interrupted = isinstance(error, KeyboardInterrupt | SystemExit)
+        text = str(error) if interrupted else f"{type(error).__name__}: {error}"
+        self.result |= {
+            "status": "interrupted" if interrupted else "failed",
+            "error": " ".join(text.split()),
+        }
+        if isinstance(error, Paused):
+            self.trained()
+            self.result |= {"status": "paused", **self.folder.validation(self.result["epochs"])}
+        if isinstance(error, Stopped):
+            path = shown(self.folder.path)
+            log.info(f"\n{error}; resume it with: python train.py resume={path}")
+
+    def _measure(self) -> None:
+        self.result["seconds"] = round(time.monotonic() - self._began, 3)
+        self.result["compiled"] = getattr(self._callback(CompileNet), "compiled", False)
+        if epoch_log := self._callback(EpochLog):
+            self.result["train_seconds"] = round(epoch_log.train_seconds, 3)
+            self.result["images_per_second"] = round(epoch_log.images_per_second, 1)
+
+    # ------------------------------------------------------------------ begin
+
+    def _begin(self) -> None:
+        """Leave the config and a first result in the folder, and print the header."""
+        parts, cfg = self.parts, self.parts.cfg
+        text = OmegaConf.to_yaml(OmegaConf.create(parts.saved))
+        self.folder.path.mkdir(parents=True, exist_ok=True)
+        if cfg.resume:
+            self._show_changes()
+        write_text(self.folder.config, text)
+        self.folder.write_result(self.result)
+        for logger in self.trainer.loggers:
+            if isinstance(logger, Board) and not cfg.resume:
+                logger.log_config(text)
+        for name, value in self._header().items():
+            log.info(f"{name:<12}{value}")
+        devices = 1 if cfg.trainer.sync_batchnorm else self.trainer.world_size
+        together = cfg.data.batch_size // devices
+        if together < FEW_FOR_BATCHNORM and trains_batchnorm(parts.net):
+            log.warning(
+                f"BatchNorm's statistics on a batch of {together} are noisy: give each device at "
+                f"least {FEW_FOR_BATCHNORM} images (data.batch_size), or the net another norm "
+                "(model.norm=group)."
+            )
+
+    def _show_changes(self) -> None:
+        before = self.folder.read_config()
+        before = moved(before, str(before.get("run_dir")), str(self.parts.cfg.run_dir))
+        after = flat(self.parts.saved)
+        for key, value in flat(before).items():
+            new = after.get(key, ABSENT)
+            if key != "resume" and new != value:
+                log.info(f"{'changed':<12}{key}: {as_text(value)} -> {as_text(new)}")
+
+    def _header(self) -> dict[str, str]:
+        cfg, data, result = self.parts.cfg, self.parts.datamodule, self.result
+        learning = sum(p.numel() for p in self.parts.net.parameters() if p.requires_grad)
+        frozen = f" ({learning:,} of them learn)" if learning < result["params"] else ""
+        devices = self.trainer.world_size
+        share = f" ({cfg.data.batch_size // devices} on each of {devices} devices)"
+        return {
+            "net": f"{result['model']}: {result['params']:,} parameters{frozen}, "
+            f"{result['macs'] / 1e6:,.2f} M multiply-adds",
+            "data": f"{result['data']}: {data.num_classes} classes, {data.image_size} pixels, "
+            f"{data.n_train:,} train, {data.n_val:,} val, {data.n_test:,} test images",
+            "batch": f"{cfg.data.batch_size}{share if devices > 1 else ''}, "
+            f"{data.train_batches:,} steps an epoch",
+            "device": f"{result['device_name']}, precision {result['precision']}",
+            "run folder": shown(self.folder.path) + (", resumed" if cfg.resume else ""),
+        }
+
+    # ------------------------------------------------------------------ close
+
+    def _close(self) -> None:
+        """HPARAMS on the board, and the closing table on the screen."""
+        result = self.result
+        scores: dict[str, float] = {
+            key: result[key] for key in ("val/acc", "test/acc") if key in result
+        }
+        for logger in self.trainer.loggers:
+            if isinstance(logger, Board):
+                logger.log_result(self._settings(), scores, result["steps"])
+            logger.finalize("success")
+        log.info(f"\n{'':<12}{'loss':>10}{'accuracy':>10}{'images':>10}")
+        for split in ("val", "test"):
+            if f"{split}/acc" in result:
+                log.info(
+                    f"{split:<12}{result[f'{split}/loss']:>10.4f}{result[f'{split}/acc']:>10.4f}"
+                    f"{result[f'n_{split}']:>10,}"
+                )
+        speed = result.get("images_per_second")
+        at = "" if speed is None else f" at {speed:,.0f} images/s"
+        log.info(f"\n{'trained':<12}{result['epochs']} epochs in {duration(result['seconds'])}{at}")
+        for name, path, note in (
+            ("best", self.folder.best, f" (epoch {result.get('best_epoch')})"),
+            ("last", self.folder.last, ""),
+            ("result", self.folder.result, ""),
+            ("epochs", self.folder.metrics, ""),
+            ("board", self.folder.board, "   (make tensorboard)"),
+        ):
+            if path.exists():
+                log.info(f"{name:<12}{shown(path)}{note}")
+
+    def _settings(self) -> dict[str, Any]:
+        """The row in HPARAMS: of a job of a sweep what is swept, else what tells runs apart."""
+        swept = self.folder.read_job().get("swept")
+        if isinstance(swept, dict):
+            return {key: _number(value) for key, value in swept.items()}
+        composed: Any = HydraConfig.instance().cfg
+        overrides = [] if composed is None else typed(composed, "task")
+        if self.parts.cfg.resume:
+            overrides = self.folder.read_overrides() or []
+        settings = flat(self.parts.saved)
+        return {
+            "model": self.result["model"],
+            "data": self.result["data"],
+            **{
+                key: settings[key]
+                for key in ("seed", "optimizer.lr", "data.batch_size", "trainer.max_epochs")
+            },
+            **dict(o.lstrip("+").partition("=")[::2] for o in overrides if "=" in o),
+        }
+
+
+def describe(parts: Parts) -> dict[str, Any]:
+    """What is known of a run before its first step."""
     cfg, data, trainer = parts.cfg, parts.datamodule, parts.trainer
     choices = HydraConfig.get().runtime.choices if HydraConfig.initialized() else {}
     return {
@@ -48,7 +238,7 @@ def _describe(parts: Parts) -> dict[str, Any]:
         "precision": str(cfg.trainer.precision),
         "device_name": device_name(trainer.strategy.root_device),
         "started": datetime.now(UTC).isoformat(timespec="seconds"),
-        "command": shlex.join(["python", _shown(Path(sys.argv[0])), *sys.argv[1:]]),
+        "command": shlex.join(["python", shown(Path(sys.argv[0])), *sys.argv[1:]]),
         "git_commit": _git_commit(),
         "versions": {
             "python": platform.python_version(),
@@ -61,58 +251,20 @@ def _describe(parts: Parts) -> dict[str, Any]:
 
 
 def _git_commit() -> str | None:
-    """The commit of this source tree, "-dirty" where it was changed; None outside git."""
-    command = ["git", "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
-    try:
-        answer = subprocess.run(
-            command, cwd=Path(__file__).parent, capture_output=True, text=True, timeout=10
-        )
-    except (OSError, subprocess.TimeoutExpired):
-        return None
-    return answer.stdout.strip() or None
-
-
-def _begin(parts: Parts, run_dir: Path, result: dict[str, Any]) -> None:
-    """Leave the config and a first result in the run folder, and print the header."""
-    if not parts.trainer.is_global_zero:
-        return
-    cfg, data = parts.cfg, parts.datamodule
-    text = OmegaConf.to_yaml(OmegaConf.create(parts.saved))
-    run_dir.mkdir(parents=True, exist_ok=True)
-    if cfg.resume:
-        before: Any = OmegaConf.to_container(OmegaConf.load(run_dir / "config.yaml"))
-        before = moved(before, str(before.get("run_dir")), str(cfg.run_dir))
-        after = flat(parts.saved)
-        for key, value in flat(before).items():
-            if key != "resume" and after.get(key, ABSENT) != value:
-                log.info(f"{'changed':<12}{change(key, {key: value}, after.get(key, ABSENT))}")
-    write_text(run_dir / "config.yaml", text)
-    write_json(run_dir / "result.json", result)
-    for logger in parts.trainer.loggers:
-        if isinstance(logger, Board) and not cfg.resume:
-            logger.log_config(text)
-    learning = sum(p.numel() for p in parts.net.parameters() if p.requires_grad)
-    frozen = f" ({learning:,} of them learn)" if learning < result["params"] else ""
-    ranks = parts.trainer.world_size
-    share = f" ({cfg.data.batch_size // ranks} on each of {ranks} devices)" if ranks > 1 else ""
-    lines = {
-        "net": f"{result['model']}: {result['params']:,} parameters{frozen}, "
-        f"{result['macs'] / 1e6:,.2f} M multiply-adds",
-        "data": f"{result['data']}: {data.num_classes} classes, {data.image_size} pixels, "
-        f"{data.n_train:,} train, {data.n_val:,} val, {data.n_test:,} test images",
-        "batch": f"{cfg.data.batch_size}{share}, {data.train_batches:,} steps an epoch",
-        "device": f"{result['device_name']}, precision {result['precision']}",
-        "run folder": _shown(run_dir) + (", resumed" if cfg.resume else ""),
-    }
-    for name, value in lines.items():
-        log.info(f"{name:<12}{value}")
-    together = cfg.data.batch_size // (1 if cfg.trainer.sync_batchnorm else ranks)
-    if together < FEW_FOR_BATCHNORM and trains_batchnorm(parts.net):
-        log.warning(
-            f"BatchNorm's statistics on a batch of {together} are noisy: give each device at least "
-            f"{FEW_FOR_BATCHNORM} images (data.batch_size), or the net another norm "
-            "(model.norm=group)."
-        )
+    """The commit of this checkout, "-dirty" where it was changed; None for an installed package."""
+    describe = ["describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
+    answers = []
+    for command in (["rev-parse", "--show-toplevel"], describe):
+        try:
+            done = subprocess.run(
+                ["git", *command], cwd=APP, capture_output=True, text=True, timeout=10
+            )
+        except (OSError, subprocess.TimeoutExpired):
+            return None
+        answers.append(done.stdout.strip())
+    top, commit = answers
+    # An environment may lie in the checkout of something else.
+    return commit or None if top and Path(top).resolve() == APP.resolve() else None
 
 
 def trains_batchnorm(net: nn.Module) -> bool:
@@ -123,74 +275,6 @@ def trains_batchnorm(net: nn.Module) -> bool:
         if isinstance(module, nn.BatchNorm2d)
         for parameter in module.parameters()
     )
-
-
-def _shown(path: Path) -> str:
-    """`path` from the current folder where it lies below it."""
-    path = path.absolute()
-    return str(path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path)
-
-
-def _row(metrics: Path, epoch: int) -> dict[str, float]:
-    """The validation figures of one epoch in metrics.csv."""
-    if not metrics.exists():
-        return {}
-    with metrics.open(newline="") as file:
-        for row in csv.DictReader(file):
-            if int(row["epoch"]) == epoch:
-                return {k: float(row[k]) for k in ("val/loss", "val/acc") if row[k]}
-    return {}
-
-
-def _close(parts: Parts, run_dir: Path, result: dict[str, Any]) -> None:
-    """HPARAMS on the board, and the closing table on the screen."""
-    scores: dict[str, float] = {
-        key: result[key] for key in ("val/acc", "test/acc") if key in result
-    }
-    for logger in parts.trainer.loggers:
-        if isinstance(logger, Board):
-            logger.log_result(_choices(parts, result), scores, result["steps"])
-        logger.finalize("success")
-    log.info(f"\n{'':<12}{'loss':>10}{'accuracy':>10}{'images':>10}")
-    for split in ("val", "test"):
-        if f"{split}/acc" in result:
-            log.info(
-                f"{split:<12}{result[f'{split}/loss']:>10.4f}{result[f'{split}/acc']:>10.4f}"
-                f"{result[f'n_{split}']:>10,}"
-            )
-    speed = (
-        f" at {result['images_per_second']:,.0f} images/s" if "images_per_second" in result else ""
-    )
-    log.info(f"\n{'trained':<12}{result['epochs']} epochs in {duration(result['seconds'])}{speed}")
-    paths = {
-        "best": f"checkpoints/best.ckpt (epoch {result.get('best_epoch')})",
-        "last": "checkpoints/last.ckpt",
-        "result": "result.json",
-        "epochs": "metrics.csv",
-        "board": "tensorboard   (make tensorboard)",
-    }
-    for name, path in paths.items():
-        if (run_dir / path.split()[0]).exists():
-            log.info(f"{name:<12}{_shown(run_dir)}/{path}")
-
-
-def _choices(parts: Parts, result: dict[str, Any]) -> dict[str, Any]:
-    """The run's row in HPARAMS: of a job of a sweep what is swept, else what tells runs apart."""
-    job = _told(Path(parts.cfg.run_dir) / "sweep_job.json")
-    if "swept" in job:
-        return {key: _number(value) for key, value in job["swept"].items()}
-    composed: Any = HydraConfig.instance().cfg
-    overrides = [] if composed is None else typed(composed, "task")
-    settings = flat(parts.saved)
-    return {
-        "model": result["model"],
-        "data": result["data"],
-        **{
-            key: settings[key]
-            for key in ("seed", "optimizer.lr", "data.batch_size", "trainer.max_epochs")
-        },
-        **dict(o.lstrip("+").partition("=")[::2] for o in overrides if "=" in o),
-    }
 
 
 def _number(text: str) -> str | float:

@@ -7,19 +7,19 @@ in it afterwards.
 import os
 from collections.abc import Callable
 from datetime import timedelta
-from pathlib import Path
 from uuid import uuid4
 
 import torch
 from torch.distributed import PrefixStore, TCPStore, init_process_group
 
 from resnet_lab.config.errors import UserError
+from resnet_lab.run.folder import RunFolder
 
 KEY = "resnet_lab/run_dir"
 PATIENCE = timedelta(minutes=10)  # for the first process, which imports torch before it speaks
 
 
-def folder_of_all(claim: Callable[[], Path] | None) -> Path:
+def folder_of_all(claim: Callable[[], RunFolder] | None) -> RunFolder:
     """The run folder: what `claim` returns in the first process, the others have None.
 
     After a restart it is the one of before. ValueError where torchrun does not let its processes
@@ -31,8 +31,8 @@ def folder_of_all(claim: Callable[[], Path] | None) -> Path:
             "torchrun's processes cannot agree on a run folder here; name it: hydra.run.dir=..."
         )
     if claim is not None and not store.check([KEY]):
-        store.set(KEY, str(claim().absolute()))
-    return Path(store.get(KEY).decode())
+        store.set(KEY, str(claim().path.absolute()))
+    return RunFolder(store.get(KEY).decode())
 
 
 def join(backend: str, device: torch.device, timeout: timedelta) -> None:

@@ -1,152 +1,26 @@
-"""What may be changed of a run that goes on: nothing that it computes; imports no torch."""
+"""A run that is resumed: its own config, and the few keys that may change; imports no torch."""
 
-import json
-from collections.abc import Iterable, Mapping, Sequence
-from pathlib import Path
+from collections.abc import Mapping
 from typing import Any
 
-from hydra.errors import (
-    HydraException,
-)
 from omegaconf import DictConfig, OmegaConf
-from omegaconf.errors import OmegaConfBaseException
 
+from resnet_lab.config import untrusted
 from resnet_lab.config.check import check
 from resnet_lab.config.compose import (
     ABSENT,
-    GROUPS,
     OF_THE_COMMAND,
-    composed,
     flat,
     key_of,
     moved,
+    texts,
     typed,
     within,
 )
 from resnet_lab.config.errors import UserError
-from resnet_lab.run.folder import run_config
-from resnet_lab.trust import (
-    check_targets,
-    given_trust,
-    resolved_at,
-)
+from resnet_lab.run.folder import RunFolder, keep_at_home
 
-
-def go_on(config: DictConfig, run_dir: Path) -> None:
-    """Turn `config` into that of the run in `run_dir`, to be continued there.
-
-    What else is typed must be what the run has already, or among the things that do not change
-    what it computes (see `resume`). `config` itself says what is new since the run was begun.
-
-    Ends the process, with status 0, where that run is finished. ValueError where there is no
-    run or no checkpoint, where its config asks for what is not trusted, or where a change is
-    asked for that is not allowed; the change is shown.
-    """
-    others = [o for o in typed(config, "task") if not within(key_of(o), OF_THE_COMMAND)]
-    trust = given_trust(typed(config, "task"))
-    kept = run_dir / ".hydra" / "hydra.yaml"
-    # As text: what is written there must not be resolved here.
-    then: Any = OmegaConf.to_container(OmegaConf.load(kept)) if kept.exists() else None
-    own = run_config(run_dir)
-    if then is not None and others == _typed_then(then):
-        others = []  # the command that has begun the run, once more
-    new = _changes(run_dir, own, then, others) if others else {}
-    longer = new.get(LENGTH, -1)
-    try:
-        status = json.loads((run_dir / "result.json").read_text())["status"]
-    except (OSError, ValueError, KeyError):
-        status = "unknown"
-    if status == "finished" and longer == -1:
-        print(f"{run_dir}: this run is finished; its result is in {run_dir / 'result.json'}")
-        raise SystemExit(0)
-    if not _has_checkpoint(run_dir):
-        raise UserError(f"resume={run_dir}: it has no checkpoint to go on from; start it anew.")
-
-    folder = str(run_dir.absolute())
-    for key, value in new.items():
-        OmegaConf.update(own, key, value, force_add=True)
-    before = own.get("run_dir")
-    if isinstance(before, str):  # the folder may have been moved
-        own = OmegaConf.create(moved(OmegaConf.to_container(own), before, folder))
-    for today, saved in (  # settings that are newer than the run
-        (config, own),
-        (config.get("trainer"), own.trainer),
-        (config.get("data"), own.data),
-    ):
-        settings: Any = OmegaConf.to_container(today) if today else {}
-        for name, value in settings.items():
-            if name != "hydra" and name not in saved:
-                saved[name] = value
-    own.resume = own.run_dir = folder
-    own.trust = trust
-    check_targets(own, trust, foreign=True)
-    assert isinstance(own, DictConfig)
-    check(own)
-
-    OmegaConf.set_readonly(config, False)
-    OmegaConf.set_struct(config, False)
-    for part in [part for part in config if part != "hydra"]:
-        del config[part]
-    config.update(own)
-    OmegaConf.set_readonly(config.hydra, False)
-    config.hydra.run.dir = str(run_dir)
-    config.hydra.output_subdir = None  # .hydra keeps what the run was started with
-    if then is not None:  # what was chosen then, for result.json and the board
-        config.hydra.overrides.task = [*then["hydra"]["overrides"]["task"], *others]
-        config.hydra.runtime.choices = {
-            group: choice
-            for group, choice in then["hydra"]["runtime"]["choices"].items()
-            if "${" not in str(choice)
-        }
-
-
-def _has_checkpoint(run_dir: Path) -> bool:
-    """Whether there is something to go on from."""
-    saved = (run_dir / "checkpoints" / f"{name}.ckpt" for name in ("last", "previous"))
-    return any(path.exists() for path in saved)
-
-
-def _typed_then(then: Any) -> list[str]:
-    """The overrides that a run was begun with, by its .hydra/hydra.yaml."""
-    task = then["hydra"]["overrides"]["task"] if then else []
-    return [override for override in task if not within(key_of(override), OF_THE_COMMAND)]
-
-
-def _changes(run_dir: Path, own: DictConfig, then: Any, others: Sequence[str]) -> dict[str, Any]:
-    """What the overrides `others` change in a run; ValueError where they may not."""
-    began = _typed_then(then)
-    keys = [key_of(override) for override in others]
-    known = then is not None
-    try:
-        composed(began)
-    except (HydraException, OmegaConfBaseException):  # of configs that are not here any more
-        began, known = [], False
-    if not known and not GROUPS.isdisjoint(keys):
-        raise UserError(
-            f"resume={run_dir}: what it was begun with is not known here (.hydra/hydra.yaml), so "
-            f"whole groups cannot be compared; leave out {' '.join(others)}."
-        )
-    configs = []
-    for overrides in (began, [*began, *others]):
-        cfg, _ = composed(overrides)
-        cfg.run_dir = str(run_dir)
-        written = flat(OmegaConf.to_container(cfg))  # type: ignore[arg-type]
-        resolved = {
-            key: resolved_at(cfg, key, text) if "${" in str(text) else text
-            for key, text in written.items()
-        }
-        configs.append((written, resolved))
-    try:
-        sure = [key for key in keys if not known or within(key, (*FREE, LENGTH))]
-        return changes(OmegaConf.to_container(own), *configs, sure)  # type: ignore
-    except UserError as error:
-        raise UserError(
-            f"resume={run_dir}: the run goes on with its own config, and this would change it (run "
-            f"-> asked for):\n  {error}\nLeave that out, or begin a new run."
-        ) from None
-
-
-# Where, how long and how fast a run goes on; and what is of one command, not of the run.
+# Where, how long and how fast a run goes on, and what watches it.
 FREE = (
     "callbacks.last",
     "compile",
@@ -155,64 +29,137 @@ FREE = (
     "data.root",
     "data.worker_timeout",
     "data.workers",
+    "logger",
     "rank_timeout",
     "trainer.log_every_n_steps",
     "trainer.max_time",
 )
-
-
 LENGTH = "trainer.max_epochs"
-
-
 SAME_AT_ANY_LENGTH = ("resnet_lab.schedule.constant", "resnet_lab.schedule.multistep")
+# In the config of a run nothing refers to anything else, so these change with what they follow.
+FOLLOWERS = {
+    "data.root": "data.source.root",
+    "data.cache_dir": "data.source.cache_dir",
+    "trainer.max_time": "callbacks.last.max_time",
+    "compile": "callbacks.compile_net.compile",
+}
 
 
-def changes(
-    own: Mapping[str, Any],
-    began: tuple[Mapping[str, Any], Mapping[str, Any]],
-    asked: tuple[Mapping[str, Any], Mapping[str, Any]],
-    sure: Iterable[str] = (),
-) -> dict[str, Any]:
-    """What `asked` would change in the run whose config is `own`: dotted key -> new value.
+def resumed(asked: DictConfig, folder: RunFolder) -> DictConfig:
+    """The config of the run in `folder`, to be resumed there.
 
-    began, asked: what composes from the command line that began the run, and from the same with
-        the new overrides behind; each as written and resolved, by dotted keys.
-    sure: keys that are compared with the run's own even where they compose to the same, since an
-        earlier resume may have changed them.
+    Beside `resume=RUN_DIR` a command may hold keys of `FREE`, a larger trainer.max_epochs where
+    the schedule allows it, and all that the command that began the run held. It is what the user
+    types, so names in it may be named by the run's config as well; see `config.untrusted`.
 
-    ValueError, a line for each change that is not allowed. Keys that only follow others (an
-    interpolation, `data.source.root: ${data.root}`) are changed with them.
+    Args:
+        asked: what the command composes to, with Hydra's own part.
+
+    Raises:
+        UserError: there is no run or no checkpoint, something else is asked for, or the config
+            that lies there asks for what it may not.
+        SystemExit: with status 0, where the run is finished.
     """
-    mine = flat(own)
-    (before_written, before), (after_written, after) = began, asked
-    new: dict[str, Any] = {}
-    refused: list[str] = []
-    for key in sorted(before.keys() | after.keys()):
-        value = after.get(key, ABSENT)
-        rewritten = before_written.get(key, ABSENT) != after_written.get(key, ABSENT)
-        if "${" in str(mine.get(key)):  # nothing to compare with: it is what the user says
-            if rewritten:
-                new[key] = value
-            continue
-        said = rewritten or key in sure
-        if within(key, OF_THE_COMMAND) or mine.get(key, ABSENT) == value:
-            continue
-        if not said and before.get(key, ABSENT) == value:
-            continue
-        if not said and key not in mine:
-            continue  # of a newer version than the run
-        if value is not ABSENT and (within(key, FREE) or not said):
-            new[key] = value
-        elif key == LENGTH:
-            if why_not := not_longer(mine, value):
-                refused.append(f"{change(key, mine, value)}: {why_not}")
-            else:
-                new[key] = value
-        else:
-            refused.append(change(key, mine, value))
-    if refused:
-        raise UserError("\n  ".join(refused))
-    return new
+    own = folder.read_config()
+    overrides = [o for o in typed(asked, "task") if not within(key_of(o), OF_THE_COMMAND)]
+    began = folder.read_overrides()
+    same_command = began is not None and _others(overrides) == _others(began)
+    if not same_command and _others(overrides):
+        raise UserError(
+            f"resume={folder}: a run is resumed with its own config; leave out "
+            f"{' '.join(_others(overrides))}. Beside resume= may stand {', '.join(FREE)}, a larger "
+            f"{LENGTH}, or the very command that began the run."
+        )
+    keys = _changed_keys(own, overrides, began if same_command else None)
+    longer = _is_longer(folder, own, asked) if LENGTH in keys else False
+    if folder.read_result().get("status") == "finished" and not longer:
+        print(f"{folder}: this run is finished; its result is in {folder.result}")
+        raise SystemExit(0)
+    if not folder.has_checkpoint():
+        raise UserError(f"resume={folder}: it has no checkpoint to resume from; start it anew.")
+    folder.refuse_links()
+
+    path = str(folder.path.absolute())
+    if isinstance(own.get("run_dir"), str):  # the folder may have been moved
+        own = moved(own, own["run_dir"], path)
+    own["resume"] = own["run_dir"] = path
+    mine = _plain(asked)
+    keep_at_home(own, keys, mine["data"]["cache_dir"])
+    names = [name for key, name in texts(mine) if key.endswith("_target_")]
+    untrusted.check_names(
+        own, folder.config, names, "Resume it with the very command that began it, and resume=..."
+    )
+    known = dict(texts(mine))
+    for section in ("callbacks", "logger", "trainer"):
+        untrusted.check_places({section: own.get(section)}, folder.config, path, known)
+    anew = keys | {FOLLOWERS[key] for key in keys & FOLLOWERS.keys()}
+    untrusted.check_values({k: v for k, v in flat(own).items() if k not in anew}, folder.config)
+    # From here on what is added is the user's own, and may refer to the environment.
+    for key in keys:
+        _set(own, key, _get(mine, key))
+        if (follower := FOLLOWERS.get(key)) and _get(own, follower) is not ABSENT:
+            _set(own, follower, _get(mine, key))
+    if any(within(key_of(override), ("logger",)) for override in overrides):
+        own["logger"] = mine["logger"]
+    for there, now in (
+        (own, mine),
+        (own["trainer"], mine["trainer"]),
+        (own["data"], mine["data"]),
+    ):  # settings that the program did not have yet when the run began
+        there |= {name: value for name, value in now.items() if name not in there}
+    cfg = OmegaConf.create(own)
+    check(cfg)
+    return cfg
+
+
+def _others(overrides: list[str]) -> list[str]:
+    """Overrides that a resumed run could not take as changes."""
+    keep = (*FREE, LENGTH, *OF_THE_COMMAND)
+    return [override for override in overrides if not within(key_of(override), keep)]
+
+
+def _plain(cfg: DictConfig) -> dict[str, Any]:
+    content: dict[str, Any] = OmegaConf.to_container(cfg)  # type: ignore[assignment]
+    content.pop("hydra", None)
+    return content
+
+
+def _changed_keys(own: dict[str, Any], overrides: list[str], began: list[str] | None) -> set[str]:
+    """What the command sets anew in the run's config, and what follows it.
+
+    Args:
+        began: the overrides of the command that began the run, where this is the same one.
+    """
+    keys = {key_of(o) for o in overrides if began is None or o not in began}
+    # What an environment variable said is not kept in a run's config; the same command says it.
+    keys |= {key for key, text in texts(own) if "${" in text and began is not None}
+    return {key for key in keys if not within(key, ("logger",))}
+
+
+def _is_longer(folder: RunFolder, own: dict[str, Any], asked: DictConfig) -> bool:
+    before, epochs = _get(own, LENGTH), OmegaConf.select(asked, LENGTH)
+    if epochs == before:
+        return False
+    if why_not := not_longer(flat(own), epochs):
+        raise UserError(
+            f"resume={folder}: {LENGTH}: {as_text(before)} -> {as_text(epochs)}: {why_not}"
+        )
+    return True
+
+
+def _get(config: Mapping[str, Any], key: str) -> Any:
+    node: Any = config
+    for name in key.split("."):
+        node = node.get(name, ABSENT) if isinstance(node, Mapping) else ABSENT
+    return node
+
+
+def _set(config: dict[str, Any], key: str, value: Any) -> None:
+    *parents, last = key.split(".")
+    node = config
+    for name in parents:
+        node = node.setdefault(name, {})
+    node[last] = value
 
 
 def not_longer(own: Mapping[str, Any], epochs: Any) -> str:
@@ -236,10 +183,6 @@ def not_longer(own: Mapping[str, Any], epochs: Any) -> str:
     return ""
 
 
-def change(key: str, old: Mapping[str, Any], value: Any) -> str:
-    """As a line: "key: old -> new"."""
-    return f"{key}: {shown(old.get(key, ABSENT))} -> {shown(value)}"
-
-
-def shown(value: Any) -> str:
+def as_text(value: Any) -> str:
+    """A value as a line says it."""
     return "absent" if value is ABSENT else "null" if value is None else str(value)

@@ -10,16 +10,20 @@ from typing import Any
 
 from hydra.core.config_loader import ConfigLoader
 from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import Override
+from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
 from resnet_lab.config.check import check
-from resnet_lab.config.compose import ABSENT, flat, within
+from resnet_lab.config.compose import ABSENT, flat, typed, within
 from resnet_lab.config.errors import UserError
 from resnet_lab.config.messages import sentence
+from resnet_lab.screen import console
 
 # What says where and how jobs run, not what they compute.
-NOT_IDENTITY = ("hydra", "sweep", "run_dir", "resume", "trust")
+NOT_IDENTITY = ("hydra", "sweep", "run_dir", "resume")
 MOVABLE = ("data.cache_dir",)
+MANY = 50  # jobs, from which on checking them takes long enough to be announced
 ROOT_GROUP = "experiment"  # its files change any part of the config
 
 
@@ -31,8 +35,7 @@ class Job:
     folder, by key. `config` is what they compose to, interpolations unresolved and nothing filled
     in from the data. `max_epochs` is None where steps or time limit the run. `state` is one of
     waiting, running, finished, pruned, failed, interrupted, or paused at its rung: the epochs after
-    which it stops (None: at its end); `seconds` and `attempts` count all attempts so far. `trial`
-    tells a search's callback where to report to.
+    which it stops (None: at its end); `seconds` and `attempts` count all attempts so far.
     """
 
     folder: Path
@@ -47,7 +50,6 @@ class Job:
     attempts: int = 0
     error: str | None = None
     resume: bool = False  # the next attempt goes on from the newest checkpoint
-    trial: dict[str, Any] | None = None
     rung: int | None = None
 
     @property
@@ -109,12 +111,22 @@ def compose(
     names: Sequence[str],
     sweep_folder: Path,
 ) -> list[Job]:
-    """Compose and check every job. ValueError with every mistake, and the jobs that have it."""
+    """Compose and check every job.
+
+    A composition takes a quarter of a second, so one is made for each choice of groups, and the
+    other values are set in it.
+
+    Raises:
+        UserError: every mistake, and the jobs that have it.
+    """
     jobs: list[Job] = []
     faulty: dict[str, list[str]] = {}
+    composer = _Composer(master, loader)
+    if len(names) > MANY:
+        console.print(f"checking {len(names):,} jobs", soft_wrap=True)
     for name, job_overrides in zip(names, overrides, strict=True):
         try:
-            cfg = loader.load_sweep_config(master, list(job_overrides))
+            cfg = composer.compose(job_overrides)
             check(cfg)
             swept = {key: _keyed(job_overrides)[key] for key in keys}
             jobs.append(_job(sweep_folder / name, cfg, job_overrides, swept, master))
@@ -127,6 +139,65 @@ def compose(
     if faulty:
         raise UserError("\n".join(_fault(line, of, len(names)) for line, of in faulty.items()))
     return jobs
+
+
+class _Composer:
+    """Composes jobs, once for each choice of groups."""
+
+    def __init__(self, master: DictConfig, loader: ConfigLoader) -> None:
+        self.master, self.loader = master, loader
+        self._parser = OverridesParser.create(config_loader=loader)
+        self._bases: dict[tuple[str, ...], DictConfig] = {}
+        self._groups: dict[str, bool] = {}  # key -> whether it is a group of configs
+
+    def _is_group(self, key: str) -> bool:
+        if key not in self._groups:
+            self._groups[key] = bool(self.loader.get_group_options(key))
+        return self._groups[key]
+
+    def compose(self, overrides: Sequence[str]) -> DictConfig:
+        """The config of a job, which holds until the next call.
+
+        The first job with its groups brings Hydra's own part along.
+        """
+        values = {}
+        others = []
+        for text, override in zip(
+            overrides, self._parser.parse_overrides(list(overrides)), strict=True
+        ):
+            # Added and deleted keys, groups and mappings are left to Hydra.
+            if _sets_a_value(override) and not self._is_group(override.key_or_group):
+                values[override.key_or_group] = override.value()
+            else:
+                others.append(text)
+        groups = (*others, *values)
+        if groups not in self._bases:
+            whole = _job_config(self.master, self.loader, overrides)
+            base = OmegaConf.masked_copy(whole, [key for key in map(str, whole) if key != "hydra"])
+            OmegaConf.set_struct(base, False)
+            self._bases[groups] = base
+            return whole
+        cfg = self._bases[groups]  # every job with these groups sets the same keys
+        for key, value in values.items():
+            OmegaConf.update(cfg, key, value)
+        return cfg
+
+
+def _sets_a_value(override: Override) -> bool:
+    simple = not (override.is_add() or override.is_delete() or override.is_force_add())
+    return simple and override.package is None and not isinstance(override.value(), dict)
+
+
+def _job_config(master: DictConfig, loader: ConfigLoader, overrides: Sequence[str]) -> DictConfig:
+    """A job's config, with the time and all else that is the sweep's.
+
+    Not `load_sweep_config`: from Hydra 1.4 on it refuses a job that is itself a sweep with a
+    sentence of its own, before ours can say over what.
+    """
+    given = [*typed(master, "hydra"), *overrides]
+    cfg = loader.load_configuration(master.hydra.job.config_name, given, RunMode.RUN)
+    OmegaConf.copy_cache(from_config=master, to_config=cfg)
+    return cfg
 
 
 def _fault(line: str, names: list[str], n_jobs: int) -> str:

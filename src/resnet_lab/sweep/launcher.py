@@ -15,6 +15,8 @@ from omegaconf import DictConfig, OmegaConf
 from resnet_lab.config.compose import typed
 from resnet_lab.config.errors import UserError
 from resnet_lab.config.messages import one_sentence_errors
+from resnet_lab.files import write_text
+from resnet_lab.run.folder import SweepFolder
 from resnet_lab.screen import console
 from resnet_lab.sweep import grid, halving, ledger, show
 from resnet_lab.sweep.grid import Job
@@ -70,11 +72,11 @@ def launch(
         with ledger.locked(folder, patience=grace_seconds + 5) as lock:
             record = ledger.known(folder)
             _look(jobs, keys, record, folder, wish.force)
-            OmegaConf.save(master, folder / "multirun.yaml")
+            write_text(SweepFolder(folder).config, OmegaConf.to_yaml(master))
             script = Path(sys.argv[0]).resolve()
             processes: Callable[[], Processes | SlurmJobs]
             if cluster is None:
-                server = folder / ".server.log"
+                server = SweepFolder(folder).server_log
                 processes = partial(
                     Processes, script, preload, wish.warm, grace_seconds, server, lock
                 )

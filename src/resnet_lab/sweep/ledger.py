@@ -3,13 +3,11 @@
 A sweep folder holds `sweep.json` (name, command, started, updated, keys, jobs), for people and the
 report; what is to be done is read from the job folders alone. Each holds `sweep_job.json`: the
 job's overrides, the swept ones among them (for the run's row in HPARAMS), its config as composed,
-the rung at which it pauses, and its attempts, the last of which has no `state` while it runs. An
+and its attempts, the last of which has no `state` while it runs. An
 attempt that is not gone on with lies in `attempt-1`, `attempt-2`, ... below it.
 """
 
 import contextlib
-import json
-import os
 import re
 import shlex
 import signal
@@ -21,8 +19,9 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import IO, Any
 
-from resnet_lab.config.compose import key_of
 from resnet_lab.config.errors import UserError
+from resnet_lab.files import read_json, write_json, write_text
+from resnet_lab.run.folder import RunFolder, SweepFolder
 from resnet_lab.run.stop import STATUS, TIME_IS_OVER
 from resnet_lab.screen import console
 from resnet_lab.sweep.grid import ROOT_GROUP, Job, differences
@@ -42,7 +41,7 @@ STOPPED = (*STATUS.values(), TIME_IS_OVER)
 def read(path: Path) -> dict[str, Any] | None:
     """A JSON object from a file, None where there is none. ValueError where it is not whole."""
     try:
-        content = json.loads(path.read_text())
+        content = read_json(path)
     except FileNotFoundError:
         return None
     except (ValueError, OSError) as error:
@@ -52,17 +51,6 @@ def read(path: Path) -> dict[str, Any] | None:
     if not isinstance(content, dict):
         raise UserError(f"{path}: holds no JSON object; move {path.parent} away to start anew.")
     return content
-
-
-def write(path: Path, content: dict[str, Any]) -> None:
-    """A reader finds the old file or the new one, whole, whatever happens meanwhile."""
-    part = path.with_name(f".{path.name}.{os.getpid()}.part")
-    with part.open("w") as file:
-        json.dump(content, file, indent=2)
-        file.write("\n")
-        file.flush()
-        os.fsync(file.fileno())
-    part.replace(path)
 
 
 def now() -> str:
@@ -77,7 +65,8 @@ def locked(folder: Path, patience: float) -> Iterator[int]:
     until they have saved and gone, up to `patience` seconds. ValueError where they do not go.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    with (folder / ".lock").open("w") as file:
+    RunFolder(folder).refuse_links()
+    with SweepFolder(folder).lock.open("w") as file:
         _lock(file, folder, patience)
         yield file.fileno()
 
@@ -104,9 +93,11 @@ def _lock(file: IO[str], folder: Path, patience: float) -> None:
 
 def known(folder: Path) -> dict[str, Any] | None:
     """What `sweep.json` holds; None where a sweep may begin. ValueError in a folder of others."""
-    record = read(folder / "sweep.json")
+    record = read(SweepFolder(folder).record)
     if record is None and folder.exists():
-        if not folder.is_dir() or any(path.name != ".lock" for path in folder.iterdir()):
+        if not folder.is_dir() or any(
+            path != SweepFolder(folder).lock for path in folder.iterdir()
+        ):
             raise UserError(
                 f"{folder}: is there already and is no sweep; name another one with sweep.name=..."
             )
@@ -165,7 +156,7 @@ def _against_others(jobs: Sequence[Job], keys: Sequence[str], others: Sequence[P
     """What new points of the grid have set otherwise than an earlier job, the grid apart."""
     besides = [key.replace("/", ".") for key in keys]
     for folder in others:
-        record = read(folder / "sweep_job.json")
+        record = read(RunFolder(folder).job)
         if record is not None:
             new = [job for job in jobs if not job.folder.exists()]
             return [d for job in new for d in differences(record["config"], job.config, besides)]
@@ -174,7 +165,7 @@ def _against_others(jobs: Sequence[Job], keys: Sequence[str], others: Sequence[P
 
 def look_at(job: Job) -> dict[str, Any] | None:
     """Set the state of one job from its folder; returns its `sweep_job.json`."""
-    record = read(job.folder / "sweep_job.json")
+    record = read(RunFolder(job.folder).job)
     if record is None:
         if job.folder.exists() and any(job.folder.iterdir()):
             raise UserError(f"{job.folder}: is no job of this sweep; move it away.")
@@ -182,7 +173,7 @@ def look_at(job: Job) -> dict[str, Any] | None:
     attempts = record["attempts"]
     job.attempts = len(attempts)
     job.seconds = sum(attempt["seconds"] for attempt in attempts)
-    result = read(job.folder / "result.json")
+    result = read(RunFolder(job.folder).result)
     if result is not None and result.get("status") in DONE:
         job.state = DONE[result["status"]]
     else:
@@ -195,30 +186,28 @@ def look_at(job: Job) -> dict[str, Any] | None:
 
 def can_resume(folder: Path) -> bool:
     """Whether `resume=folder` has something to go on from."""
-    return all((folder / name).exists() for name in ("config.yaml", "checkpoints/last.ckpt"))
+    run = RunFolder(folder)
+    return run.config.exists() and run.last.exists()
 
 
 def begin(job: Job) -> list[str]:
     """Make the folder ready for the next attempt; returns the arguments for `train.py`."""
     folder = job.folder
-    record = read(folder / "sweep_job.json") or {"attempts": []}
+    record = read(RunFolder(folder).job) or {"attempts": []}
     if job.resume:
-        (folder / "error.txt").unlink(missing_ok=True)
+        RunFolder(folder).error.unlink(missing_ok=True)
     else:
         _set_aside(folder)
     record |= {"overrides": job.overrides, "swept": job.swept, "config": job.config}
-    record["rung"] = job.rung
-    if job.trial is not None:
-        record["trial"] = job.trial
     record["attempts"].append({"started": now(), "seconds": 0.0, "state": None, "killed": False})
     folder.mkdir(exist_ok=True)
-    write(folder / "sweep_job.json", record)
+    write_json(RunFolder(folder).job, record, durable=True)
     job.state, job.error = "running", None
     job.attempts = len(record["attempts"])
-    if job.resume:
-        trust = [override for override in job.overrides if key_of(override) == "trust"]
-        return [f"resume={quoted(folder)}", *trust]
-    return [*job.overrides, f"hydra.run.dir={quoted(folder)}"]
+    # A run is resumed by the very command that began it.
+    pause = [f"callbacks.last.pause_after={job.rung}"] if job.rung is not None else []
+    key = "resume" if job.resume else "hydra.run.dir"
+    return [*job.overrides, *pause, f"{key}={quoted(folder)}"]
 
 
 def quoted(path: Path) -> str:
@@ -234,7 +223,7 @@ def _set_aside(folder: Path) -> None:
     left = [
         path
         for path in folder.iterdir()
-        if path.name != "sweep_job.json" and not re.fullmatch(r"attempt-\d+", path.name)
+        if path != RunFolder(folder).job and not re.fullmatch(r"attempt-\d+", path.name)
     ]
     if left:
         numbers = [int(path.name.partition("-")[2]) for path in folder.glob("attempt-*")]
@@ -254,7 +243,7 @@ def end(job: Job, status: int, seconds: float, told_to_stop: bool) -> None:
     folder = job.folder
     killed = status < 0 or status in STOPPED
     try:
-        result = read(folder / "result.json") or {}
+        result = read(RunFolder(folder).result) or {}
     except UserError as error:
         result = {"error": str(error)}
     if result.get("status") in DONE:
@@ -264,19 +253,20 @@ def end(job: Job, status: int, seconds: float, told_to_stop: bool) -> None:
     elif told_to_stop:
         job.state, job.error = "interrupted", "stopped with the sweep"
     else:
-        tail = last_lines(folder / "console.log")
+        tail = last_lines(RunFolder(folder).console)
         job.state, job.error = "failed", reason(status)
         # What the run itself could still write tells more than the last line on its screen.
         last = next((line.strip() for line in reversed(tail) if line.strip()), "")
         stopped = result.get("status") == "interrupted"  # said before it was killed
         if (status > 0 or stopped) and (told := str(result.get("error") or last)):
             job.error += f": {told[:300]}"
-        (folder / "error.txt").write_text(
-            f"{job.error}\n\nThe last lines of console.log:\n{''.join(tail)}"
+        write_text(
+            RunFolder(folder).error,
+            f"{job.error}\n\nThe last lines of console.log:\n{''.join(tail)}",
         )
     job.seconds += seconds
     job.resume = (killed or told_to_stop or job.state == "paused") and can_resume(folder)
-    record = read(folder / "sweep_job.json")
+    record = read(RunFolder(folder).job)
     assert record is not None
     record["attempts"][-1] |= {
         "seconds": round(seconds, 3),
@@ -284,7 +274,7 @@ def end(job: Job, status: int, seconds: float, told_to_stop: bool) -> None:
         "killed": killed,
         "error": job.error,
     }
-    write(folder / "sweep_job.json", record)
+    write_json(RunFolder(folder).job, record, durable=True)
 
 
 def reason(status: int) -> str:
@@ -339,7 +329,7 @@ def write_sweep(
             for job in jobs
         ],
     }
-    write(folder / "sweep.json", content)
+    write_json(SweepFolder(folder).record, content, durable=True)
 
 
 def command() -> str:

@@ -13,7 +13,6 @@ from resnet_lab.sweep.grid import Job
 from resnet_lab.sweep.halving import Halving
 from resnet_lab.sweep.show import DONE
 from resnet_lab.sweep.slots import Slots
-from resnet_lab.trust import given_trust
 
 CHECKPOINTS = 2  # best.ckpt and last.ckpt
 OTHER_BYTES = 200_000  # events, figures, logs of a run
@@ -73,10 +72,8 @@ def _bytes(job: Job, params: int) -> float:
 
 def _measure(jobs: list[Job]) -> dict[str, Any]:
     done = subprocess.run(
-        [sys.executable, "-m", "resnet_lab.sweep.measure"],
-        input=json.dumps(
-            {"jobs": [{**job.config, "trust": given_trust(job.overrides)} for job in jobs]}
-        ),
+        [sys.executable, "-P", "-m", "resnet_lab.sweep.measure"],
+        input=json.dumps({"jobs": [job.config for job in jobs]}),
         capture_output=True,
         text=True,
     )

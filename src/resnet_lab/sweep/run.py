@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from types import FrameType
 from typing import Protocol
 
+from resnet_lab.run.folder import RunFolder
 from resnet_lab.sweep import ledger
 from resnet_lab.sweep.grid import Job
 from resnet_lab.sweep.processes import Processes
@@ -87,7 +88,7 @@ def run(
                     job.state = "running"
                 else:
                     arguments = ledger.begin(job)
-                    log = job.folder / "console.log"
+                    log = RunFolder(job.folder).console
                     processes.start(job, arguments, log, gpus, slots.threads(job, n_jobs))
                 running[job.name] = job
                 record()

@@ -8,6 +8,7 @@ the study takes to be running is looked up in its folder, and told, resumed or b
 import importlib.util
 import json
 import math
+import os
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -22,7 +23,10 @@ from omegaconf import DictConfig, OmegaConf
 from resnet_lab import study as ours
 from resnet_lab.config.errors import UserError
 from resnet_lab.config.messages import one_sentence_errors, sentence
+from resnet_lab.files import write_text
+from resnet_lab.run.folder import RunFolder, SweepFolder
 from resnet_lab.screen import console
+from resnet_lab.study import STORAGE
 from resnet_lab.sweep import grid, ledger, show
 from resnet_lab.sweep.grid import Job
 from resnet_lab.sweep.launcher import for_every_job
@@ -75,7 +79,7 @@ def search(
         this = Search(master, loader, [*own, *arguments], wished, folder)
         with ledger.locked(folder, patience=launcher.grace_seconds + 5) as lock:
             this.open()
-            OmegaConf.save(master, folder / "multirun.yaml")
+            write_text(SweepFolder(folder).config, OmegaConf.to_yaml(master))
             number = this.run(launcher.preload, launcher.grace_seconds, lock)
         show.close(this.jobs, folder, this.wanted - this.told)
         this.close()
@@ -202,7 +206,10 @@ class Search:
         if wished["pruner"] != "none":
             self.fixed += [
                 f"+{PRUNE}._target_=resnet_lab.callbacks.prune.Prune",
-                f"+{PRUNE}.run_dir=${{run_dir}}",
+                f"+{PRUNE}.study={ledger.quoted(Path(folder.name))}",
+                f"+{PRUNE}.objective={wished['objectives'][0]}",
+                f"+{PRUNE}.pruner={wished['pruner']}",
+                f"+{PRUNE}.options={_hydra_mapping(wished['pruner_options'])}",
             ]
         self.space = spaces(swept)
         self.keys = [key.lstrip("+") for key in self.space]
@@ -265,7 +272,7 @@ class Search:
         for job in jobs:
             self.slots.wanted(job)
         for earlier in self.record["jobs"] if self.record else ():
-            told = ledger.read(self.folder / earlier["folder"] / "sweep_job.json")
+            told = ledger.read(RunFolder(self.folder / earlier["folder"]).job)
             besides = [key.replace("/", ".") for key in (*self.keys, PRUNE)]
             if told and (changed := grid.differences(told["config"], jobs[0].config, besides)):
                 raise UserError(
@@ -284,6 +291,8 @@ class Search:
         self._check()
         self.remember()  # a folder with a study alone would be nobody's
         self.storage = self.wished["storage"] or f"sqlite:///{self.folder.absolute()}/study.db"
+        # For the trials: an address may hold a password, and must not stand in a file or command.
+        os.environ[STORAGE] = self.storage
         with ours.quiet():
             self.study = optuna.create_study(
                 storage=self.storage,
@@ -372,15 +381,8 @@ class Search:
             job.state, job.error = "failed", sentence(error) or str(error)
         job.overrides = [*for_every_job(self.master), *job.overrides]
         if self.wished["pruner"] != "none":
-            job.trial = {
-                "study": self.folder.name,
-                "storage": self.storage,
-                "number": number,
-                "objective": self.wished["objectives"][0],
-                "pruner": self.wished["pruner"],
-                "options": self.wished["pruner_options"],
-                "epochs": job.max_epochs,
-            }
+            epochs = "null" if job.max_epochs is None else job.max_epochs
+            job.overrides += [f"+{PRUNE}.trial={number}", f"+{PRUNE}.epochs={epochs}"]
         self.jobs.append(job)
         if job.state == "failed":
             self.ended(job)
@@ -400,7 +402,7 @@ class Search:
             return 0
         if self.wished["pruner"] != "none":
             preload = [*preload, "optuna"]
-        log = self.folder / ".server.log"
+        log = SweepFolder(self.folder).server_log
         with (
             show.Display(self.jobs) as display,
             Processes(
@@ -431,6 +433,11 @@ class Search:
                 + ", ".join(f"{key} {value:.4f}" for key, value in figures),
                 soft_wrap=True,
             )
+
+
+def _hydra_mapping(options: Mapping[str, Any]) -> str:
+    """As Hydra's command line reads it: {n_warmup_steps:3}."""
+    return "{" + ",".join(f"{key}:{json.dumps(value)}" for key, value in options.items()) + "}"
 
 
 def _finite(value: Any) -> bool:

@@ -3,8 +3,6 @@
 The best job is chosen by validation accuracy; test accuracy stands beside it.
 """
 
-import csv
-import json
 import time
 from collections import Counter
 from pathlib import Path
@@ -14,6 +12,8 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
+from resnet_lab.files import read_rows
+from resnet_lab.run.folder import RunFolder
 from resnet_lab.screen import console, duration
 from resnet_lab.sweep.grid import Job
 
@@ -100,10 +100,9 @@ def progress(folder: Path) -> tuple[int, float | None]:
 def accuracies(folder: Path) -> dict[int, float | None]:
     """The validation accuracy of every epoch that a run has done; None where it had none."""
     try:
-        text = (folder / "metrics.csv").read_text()
-    except OSError:
+        rows = read_rows(RunFolder(folder).metrics)
+    except (OSError, ValueError):
         return {}
-    rows = csv.DictReader(text[: text.rfind("\n") + 1].splitlines())  # whole lines only
     return {
         int(row["epoch"]): float(row["val/acc"]) if row.get("val/acc") else None for row in rows
     }
@@ -113,8 +112,7 @@ def scores(job: Job) -> dict[str, Any]:
     """result.json of a finished, pruned or paused job, else nothing."""
     if job.state not in JUDGED:
         return {}
-    result: dict[str, Any] = json.loads((job.folder / "result.json").read_text())
-    return result
+    return RunFolder(job.folder).read_result()
 
 
 def _scores_text(job: Job) -> str:

@@ -13,6 +13,8 @@ from pathlib import Path
 from types import TracebackType
 
 from resnet_lab.config.errors import UserError
+from resnet_lab.files import write_text
+from resnet_lab.run.folder import RunFolder
 from resnet_lab.sweep import ledger
 from resnet_lab.sweep.grid import Job
 from resnet_lab.sweep.processes import RANKS, RENDEZVOUS
@@ -87,7 +89,7 @@ class SlurmJobs:
         number = path.read_text() if path.exists() else ""
         if (self._states() or {}).get(number, "COMPLETED") in OVER:
             return False
-        record = ledger.read(job.folder / "sweep_job.json")
+        record = ledger.read(RunFolder(job.folder).job)
         if record is None or record["config"] != job.config:
             raise UserError(
                 f"{job.folder}: SLURM still has it as job {number}, with other settings; end that "
@@ -117,7 +119,7 @@ class SlurmJobs:
         if done.returncode != 0:
             raise UserError(f"hydra/launcher=slurm: {done.stderr.strip().splitlines()[-1]}")
         number = done.stdout.strip().partition(";")[0]  # behind it the name of the cluster
-        (job.folder / NUMBER).write_text(number)
+        write_text(job.folder / NUMBER, number)
         self._numbers[job.name] = number
 
     def ended(self, timeout: float) -> list[tuple[str, int, float]]:

@@ -1,0 +1,268 @@
+"""Folders of images: which files are images of which class, and which can be none."""
+
+import os
+from collections import Counter
+from collections.abc import Collection, Iterable, Mapping
+from functools import cached_property, partial
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+from PIL import Image
+
+from resnet_lab.config.errors import UserError
+from resnet_lab.data.cache import CACHE_FORMAT, cached_images, cached_json, digest, entry, progress
+from resnet_lab.data.decode import EXTENSIONS, fit, open_image, reason, to_rgb
+from resnet_lab.data.sources.protocol import Make, stamp
+from resnet_lab.files import printable
+
+STRAY_FOLDERS = {"__MACOSX", "@eaDir", "lost+found"}  # what systems leave behind, hidden ones apart
+MOST_NAMED = 20  # faults in one error
+
+
+class Listing(NamedTuple):
+    """The files of one split."""
+
+    paths: list[str]  # of the images, relative to the root, as on the disk
+    labels: np.ndarray  # int64 [n]
+    fingerprint: str
+    faults: dict[str, str]  # see `ImageFolder.faults`
+    unknown_files: int  # no images by their name; hidden ones are not counted
+
+
+class ImageFolder:
+    """A folder with train/ and test/, and optionally val/, each with one folder per class.
+
+    Class names are the folders of train/, sorted. The images of a class lie in its folder itself.
+    Files that are hidden or no images by their extension are left out, and so are those that can
+    be none whatever is in them, see `faults`. Nothing is opened to list a folder;
+    `inspect.inspect_folder` looks into the files.
+
+    Args:
+        left_out: paths of images, relative to the root, that are not listed.
+    """
+
+    def __init__(self, root: str, cache_dir: str, left_out: Collection[str] = ()) -> None:
+        self.root = root
+        self.cache_dir = cache_dir
+        self.left_out = frozenset(left_out)
+
+    def without(self, bad: Mapping[str, Iterable[int]]) -> "ImageFolder":
+        """The same folder, but for these images of each split."""
+        paths = {self._listings[split].paths[i] for split, some in bad.items() for i in some}
+        return ImageFolder(self.root, self.cache_dir, self.left_out | paths)
+
+    # ------------------------------------------------------------------ what there is
+
+    @cached_property
+    def splits(self) -> tuple[str, ...]:
+        for split in ("train", "test"):
+            if not Path(self.root, split).is_dir():
+                raise UserError(
+                    f"{printable(self.root)}/{split} is no folder; data.root must hold train/ and "
+                    "test/ (and may hold val/), each with one folder of images per class"
+                )
+        return ("train", "val", "test") if Path(self.root, "val").is_dir() else ("train", "test")
+
+    @cached_property
+    def class_names(self) -> list[str]:
+        return [printable(name) for name in self._train_folders]
+
+    @property
+    def num_classes(self) -> int:
+        return len(self.class_names)
+
+    @cached_property
+    def _train_folders(self) -> list[str]:
+        return self._class_folders("train")
+
+    def _class_folders(self, split: str) -> list[str]:
+        """The names as on the disk, sorted."""
+        assert split in self.splits
+        folder = os.path.join(self.root, split)
+        try:
+            faults = {folder: self._link_fault(folder)}
+            with os.scandir(folder) as entries:
+                some = [e for e in entries if e.name[0] != "." and e.name not in STRAY_FOLDERS]
+            faults |= {e.path: self._link_fault(e.path) for e in some}
+            names = sorted(e.name for e in some if not faults[e.path] and e.is_dir())
+        except OSError as error:
+            faults = {folder: reason(error)}
+        _refuse(faults)
+        if not names:
+            raise UserError(f"{printable(folder)} is empty; it must hold a folder per class")
+        name, times = Counter(map(printable, names)).most_common(1)[0]
+        if times > 1:
+            raise UserError(
+                f"{times} folders of {printable(folder)} are {name} on a screen; rename all but one"
+            )
+        return names
+
+    @cached_property
+    def _listings(self) -> dict[str, Listing]:
+        return {split: self._list(split) for split in self.splits}
+
+    def _list(self, split: str) -> Listing:
+        names = self._class_folders(split)
+        if names != self._train_folders:
+            ours, train = set(names), set(self._train_folders)
+            both = [("lacks", train - ours), ("adds", ours - train)]
+            said = " and ".join(f"{verb} {', '.join(sorted(some))}" for verb, some in both if some)
+            raise UserError(
+                f"{printable(f'{self.root}/{split}')} must have the classes of train/, but "
+                f"{printable(said)}"
+            )
+        stamps: list[tuple[str, int, int]] = []
+        labels: list[int] = []
+        faults: dict[str, str] = {}
+        wrong: dict[str, str | None] = {}
+        unknown_files = 0
+        for label, name in enumerate(names):
+            folder = os.path.join(self.root, split, name)
+            try:
+                found, faulty, others = self._scan(folder, f"{split}/{name}")
+                wrong[folder] = None if found else _why_empty(folder, len(faulty))
+            except OSError as error:
+                wrong[folder] = reason(error)
+                continue
+            stamps += sorted(found)
+            labels += [label] * len(found)
+            faults |= faulty
+            unknown_files += others
+        _refuse(wrong)
+        paths, fingerprint = [s[0] for s in stamps], digest(CACHE_FORMAT, "imagefolder", stamps)
+        return Listing(paths, np.array(labels, np.int64), fingerprint, faults, unknown_files)
+
+    def _scan(
+        self, folder: str, prefix: str
+    ) -> tuple[list[tuple[str, int, int]], dict[str, str], int]:
+        """What lies in a class folder: stamps of its images, faults, and how many other files."""
+        found, faults, unknown_files = [], {}, 0
+        with os.scandir(folder) as entries:
+            for e in entries:
+                path = f"{prefix}/{e.name}"
+                if e.name.startswith("."):
+                    continue
+                if not e.name.lower().endswith(EXTENSIONS):
+                    unknown_files += e.is_file(follow_symlinks=False)
+                elif e.is_dir(follow_symlinks=False):
+                    continue
+                elif fault := "left out" if path in self.left_out else self._fault(e):
+                    faults[printable(path)] = printable(fault)
+                else:
+                    found.append(stamp(path, e.stat()))
+        return found, faults, unknown_files
+
+    def _fault(self, e: os.DirEntry[str]) -> str | None:
+        """Why a file that is an image by its name can be none, or None."""
+        if e.is_symlink() and (fault := self._link_fault(e.path)):
+            return fault
+        if not e.is_file():
+            return "it is no regular file"
+        if not e.stat().st_size:
+            return "the file is empty"
+        return None if os.access(e.path, os.R_OK) else "it may not be read (its permissions)"
+
+    @cached_property
+    def _real_root(self) -> str:
+        return os.path.realpath(self.root)
+
+    def _link_fault(self, link: str) -> str | None:
+        """What is wrong with where a link leads; None where it is none. The root may be one."""
+        if not os.path.islink(link):
+            return None
+        try:
+            target = os.path.realpath(link, strict=True)
+        except FileNotFoundError:
+            return "a link to nothing"
+        except OSError as error:
+            return f"a link that leads nowhere ({reason(error)})"
+        if os.path.commonpath([target, self._real_root]) != self._real_root:
+            return f"a link out of the data's root (to {target})"
+        folder = os.path.realpath(os.path.dirname(link))
+        if os.path.commonpath([target, folder]) == target:
+            return f"a link in a loop (back to {target})"
+        return None
+
+    def faults(self, split: str) -> dict[str, str]:
+        """Path -> reason, of files that are images by their name and not listed, `printable`.
+
+        They are empty or unreadable, pipes and the like, links to nothing, in a loop or out of the
+        root, or in `left_out`.
+        """
+        return self._listings[split].faults
+
+    def unknown_files(self, split: str) -> int:
+        return self._listings[split].unknown_files
+
+    def fingerprint(self, split: str) -> str:
+        return self._listings[split].fingerprint
+
+    def labels(self, split: str) -> np.ndarray:
+        return self._listings[split].labels
+
+    def describe(self, split: str, index: int) -> str:
+        return printable(self._listings[split].paths[index])
+
+    def path(self, split: str, index: int) -> str:
+        """Where the file of an image lies; to open it, not to show it."""
+        return os.path.join(self.root, self._listings[split].paths[index])
+
+    # ------------------------------------------------------------------ pixels
+
+    @cached_property
+    def own_size(self) -> int | None:
+        def measure() -> int | None:
+            n = len(self.labels("train"))
+            first: tuple[int, int] | None = None
+            for index in progress(range(n), n, f"reading the sizes of {n} images"):
+                size = self.read("train", index, lambda image: image).size  # of the header
+                first = first or size
+                if size != first or size[0] != size[1]:
+                    return None
+            return size[0]
+
+        side: int | None = cached_json(self.entry("train", "size"), measure)
+        return side
+
+    def entry(self, split: str, what: str) -> Path:
+        """Where the cache keeps `what` of a split: "size" is `own_size`, "test-32" are images."""
+        return entry(self.cache_dir, f"imagefolder-{what}", self.fingerprint(split))
+
+    def images(self, split: str, image_size: int) -> np.ndarray:
+        decode = partial(self.read, split, make=partial(fit, size=image_size))
+        folder, n = self.entry(split, f"{split}-{image_size}"), len(self.labels(split))
+        return cached_images(folder, n, image_size, decode, f"{printable(self.root)}/{split}")
+
+    def read(self, split: str, index: int, make: Make = to_rgb) -> Image.Image:
+        path = self.path(split, index)
+        try:
+            with open_image(path) as image:
+                return make(image)
+        except Exception as error:  # a damaged file raises anything: PIL's plugins promise nothing
+            raise unreadable(path, error) from error
+
+
+def _why_empty(folder: str, faulty: int) -> str:
+    if faulty:
+        return f"holds no good image ({faulty:,} bad)"
+    below = (f for inner, _, files in os.walk(folder) if inner != folder for f in files)
+    if any(f.lower().endswith(EXTENSIONS) and not f.startswith(".") for f in below):
+        return "holds images in folders below it only; they must lie in the folder of the class"
+    return f"holds no image ({' '.join(EXTENSIONS)})"
+
+
+def _refuse(faults: Mapping[str, str | None]) -> None:
+    """Raise for folders at fault: these are never skipped, since a class is missing without."""
+    lines = [f"{path}: {fault}" for path, fault in faults.items() if fault]
+    more = f"; and {len(lines) - MOST_NAMED:,} more" if len(lines) > MOST_NAMED else ""
+    if lines:
+        raise UserError(f"{printable('; '.join(lines[:MOST_NAMED]))}{more}; correct or remove it")
+
+
+def unreadable(path: str, error: Exception) -> UserError:
+    """The error for a file that cannot be decoded."""
+    return UserError(
+        f"cannot read {printable(path)}: {reason(error)}; remove or replace it, or have "
+        "data.on_bad_image=skip with data.check=null leave such files out"
+    )
