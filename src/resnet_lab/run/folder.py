@@ -3,11 +3,13 @@
 import itertools
 import logging
 import os
+import sys
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from resnet_lab.config.compose import APP, PACKAGE
 from resnet_lab.config.errors import UserError
 from resnet_lab.config.untrusted import read_yaml
 from resnet_lab.files import is_cache_folder, printable, read_json, read_rows, write_json
@@ -223,6 +225,13 @@ def _mapping(path: Path) -> dict[str, Any]:
     except (OSError, ValueError):
         return {}
     return content if isinstance(content, dict) else {}
+
+
+def program() -> list[str]:
+    """How this process was started, as it can be typed again."""
+    if APP.is_relative_to(PACKAGE):  # of an installed package
+        return ["resnet-lab", "train"]
+    return ["python", shown(Path(sys.argv[0]))]
 
 
 def shown(path: Path) -> str:

@@ -23,7 +23,7 @@ from resnet_lab.callbacks.epoch_log import EpochLog
 from resnet_lab.config.compose import ABSENT, APP, flat, moved, typed
 from resnet_lab.files import write_text
 from resnet_lab.run.build import Parts
-from resnet_lab.run.folder import RunFolder, shown
+from resnet_lab.run.folder import RunFolder, program, shown
 from resnet_lab.run.machine import device_name
 from resnet_lab.run.resume import as_text
 from resnet_lab.run.stop import Paused, Stopped
@@ -104,8 +104,8 @@ class Record:
             self.trained()
             self.result |= {"status": "paused", **self.folder.validation(self.result["epochs"])}
         if isinstance(error, Stopped):
-            path = shown(self.folder.path)
-            log.info(f"\n{error}; resume it with: python train.py resume={path}")
+            train = "python train.py" if program()[0] == "python" else "resnet-lab train"
+            log.info(f"\n{error}; resume it with: {train} resume={shown(self.folder.path)}")
 
     def _measure(self) -> None:
         self.result["seconds"] = round(time.monotonic() - self._began, 3)
@@ -238,7 +238,7 @@ def describe(parts: Parts) -> dict[str, Any]:
         "precision": str(cfg.trainer.precision),
         "device_name": device_name(trainer.strategy.root_device),
         "started": datetime.now(UTC).isoformat(timespec="seconds"),
-        "command": shlex.join(["python", shown(Path(sys.argv[0])), *sys.argv[1:]]),
+        "command": shlex.join([*program(), *sys.argv[1:]]),
         "git_commit": _git_commit(),
         "versions": {
             "python": platform.python_version(),

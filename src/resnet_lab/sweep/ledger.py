@@ -21,7 +21,7 @@ from typing import IO, Any
 
 from resnet_lab.config.errors import UserError
 from resnet_lab.files import read_json, write_json, write_text
-from resnet_lab.run.folder import RunFolder, SweepFolder
+from resnet_lab.run.folder import RunFolder, SweepFolder, program
 from resnet_lab.run.stop import STATUS, TIME_IS_OVER
 from resnet_lab.screen import console
 from resnet_lab.sweep.grid import ROOT_GROUP, Job, differences
@@ -334,4 +334,4 @@ def write_sweep(
 
 def command() -> str:
     """The command line, as it can be typed again."""
-    return shlex.join(["python", *sys.argv])
+    return shlex.join([*program(), *sys.argv[1:]])
