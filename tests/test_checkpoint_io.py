@@ -78,7 +78,7 @@ def test_a_damaged_one_is_said_and_the_one_before_is_used(run_dir, damage, caplo
             IO.load_checkpoint(run_dir / "checkpoints" / "last.ckpt")
 
     empty(run_dir / "checkpoints" / "previous.ckpt")
-    with pytest.raises(ValueError, match="nothing to go on from"):
+    with pytest.raises(ValueError, match="nothing to resume from"):
         checkpoint_io.newest(RunFolder(run_dir))
 
 

@@ -75,6 +75,12 @@ def edit(folder: Path, /, **changes):
     OmegaConf.save(OmegaConf.create(config), folder / "config.yaml")
 
 
+def resumed_by_its_command(run_dir: Path):
+    """As if the command that began the run had been `python train.py` alone."""
+    (run_dir / ".hydra" / "overrides.yaml").write_text("[]\n")
+    return resumed(run_dir)
+
+
 def resumed(run_dir: Path, *overrides: str):
     cfg, _ = compose(overrides)
     OmegaConf.set_struct(cfg, False)
@@ -88,7 +94,7 @@ def used_as_trunk(run_dir: Path):
     check(cfg)
 
 
-WAYS = [load.load_run, resumed, used_as_trunk]
+WAYS = [load.load_run, resumed, resumed_by_its_command, used_as_trunk]
 
 
 # ------------------------------------------------------------------ values
@@ -185,7 +191,7 @@ def test_only_names_of_the_list_are_named(sent, target):
     node = {"_target_": target, "_partial_": True, "path": "x"}
     places = [
         ({"model": {"deep": [node]}}, WAYS),
-        ({"data__source": {"a": {"b": node}}}, WAYS[:2]),
+        ({"data__source": {"a": {"b": node}}}, WAYS[:3]),
         ({"trainer__strategy": node}, [resumed]),
         ({"callbacks__evil": node}, [resumed]),
     ]
@@ -527,6 +533,8 @@ def test_a_net_data_callback_and_optimizer_of_ones_own(tmp_path, where):
     done = train_py(tmp_path, *overrides, "hydra.run.dir=run", "trainer.accelerator=cpu")
     assert done.returncode == 0, done.stderr
     assert (tmp_path / "seen.txt").read_text() == "mine mine"
+    if where == "command line":
+        return
     # The same command resumes it; a sent config of that content alone does not name it.
     (tmp_path / "run" / "result.json").write_text('{"status": "interrupted"}')
     done = train_py(tmp_path, "resume=run")

@@ -60,7 +60,7 @@ def resumed(asked: DictConfig, folder: RunFolder) -> DictConfig:
             that lies there asks for what it may not.
         SystemExit: with status 0, where the run is finished.
     """
-    own = folder.read_config()
+    own, mine = folder.read_config(), _plain(asked)
     overrides = [o for o in typed(asked, "task") if not within(key_of(o), OF_THE_COMMAND)]
     began = folder.read_overrides()
     same_command = began is not None and _others(overrides) == _others(began)
@@ -70,7 +70,7 @@ def resumed(asked: DictConfig, folder: RunFolder) -> DictConfig:
             f"{' '.join(_others(overrides))}. Beside resume= may stand {', '.join(FREE)}, a larger "
             f"{LENGTH}, or the very command that began the run."
         )
-    keys = _changed_keys(own, overrides, began if same_command else None)
+    keys = _changed_keys(own, mine, overrides, began if same_command else None)
     longer = _is_longer(folder, own, asked) if LENGTH in keys else False
     if folder.read_result().get("status") == "finished" and not longer:
         print(f"{folder}: this run is finished; its result is in {folder.result}")
@@ -83,7 +83,6 @@ def resumed(asked: DictConfig, folder: RunFolder) -> DictConfig:
     if isinstance(own.get("run_dir"), str):  # the folder may have been moved
         own = moved(own, own["run_dir"], path)
     own["resume"] = own["run_dir"] = path
-    mine = _plain(asked)
     keep_at_home(own, keys, mine["data"]["cache_dir"])
     names = [name for key, name in texts(mine) if key.endswith("_target_")]
     untrusted.check_names(
@@ -124,15 +123,19 @@ def _plain(cfg: DictConfig) -> dict[str, Any]:
     return content
 
 
-def _changed_keys(own: dict[str, Any], overrides: list[str], began: list[str] | None) -> set[str]:
-    """What the command sets anew in the run's config, and what follows it.
+def _changed_keys(
+    own: Mapping[str, Any], mine: Mapping[str, Any], overrides: list[str], began: list[str] | None
+) -> set[str]:
+    """What the command sets anew in the run's config.
 
     Args:
+        own, mine: the config of the run, and what the command composes to.
         began: the overrides of the command that began the run, where this is the same one.
     """
     keys = {key_of(o) for o in overrides if began is None or o not in began}
-    # What an environment variable said is not kept in a run's config; the same command says it.
-    keys |= {key for key, text in texts(own) if "${" in text and began is not None}
+    if began is not None:  # what an environment variable said, a run's config leaves to the command
+        left_open = {key for key, text in texts(own) if "${" in text}
+        keys |= {key for key in left_open if "${" in str(_get(mine, key))}
     return {key for key in keys if not within(key, ("logger",))}
 
 
