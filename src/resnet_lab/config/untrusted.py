@@ -18,53 +18,29 @@ from resnet_lab.files import printable, read_text
 
 MOST_BYTES, MOST_LEVELS = 2**20, 50  # of a config file; ours have some thousand and ten
 
-OURS = "resnet_lab."
-NAMES = frozenset(
-    [
-        *(f"{OURS}models.resnet.{name}" for name in ("ResNet", "cifar_resnet", "imagenet_resnet")),
-        *(f"{OURS}models.classic.{name}" for name in ("TextbookCNN", "TextbookResNet")),
-        f"{OURS}models.pretrained.Pretrained",
-        f"{OURS}data.datamodule.ImageDataModule",
-        *(f"{OURS}data.sources.{n}" for n in ("Digits", "CIFAR10", "CIFAR100", "ImageFolder")),
-        f"{OURS}classifier.Classifier",
-        *(
-            f"{OURS}schedule.{name}"
-            for name in ("constant", "multistep", "cosine", "onecycle", "exponential")
-        ),
-        *(
-            f"torch.optim.{name}"
-            for name in (
-                *("Adadelta", "Adafactor", "Adagrad", "Adam", "Adamax", "AdamW", "ASGD", "LBFGS"),
-                *("Muon", "NAdam", "RAdam", "RMSprop", "Rprop", "SGD"),
-            )
-        ),
-        "lightning.pytorch.Trainer",
-        # Only a resumed run makes these; where they write is looked at by `check_places`.
-        *(
-            f"{OURS}callbacks.{name}"
-            for name in (
-                *("compile_net.CompileNet", "confusion_matrix.ConfusionMatrix", "ema.EMA"),
-                *("epoch_log.EpochLog", "grad_norm.GradNorm", "last_checkpoint.LastCheckpoint"),
-                *("learning_curves.LearningCurves", "live_bar.LiveBar", "nan_guard.NanGuard"),
-                *("sample_grid.SampleGrid", "unfreeze.Unfreeze", "wrong_images.WrongImages"),
-            )
-        ),
-        *(
-            f"lightning.pytorch.callbacks.{name}"
-            for name in (
-                *("DeviceStatsMonitor", "EarlyStopping", "GradientAccumulationScheduler"),
-                *("LearningRateMonitor", "ModelCheckpoint", "StochasticWeightAveraging", "Timer"),
-            )
-        ),
-        f"{OURS}board.Board",
-        "lightning.pytorch.loggers.CSVLogger",
-        "lightning.pytorch.loggers.TensorBoardLogger",
-        *(
-            f"lightning.pytorch.profilers.{name}"
-            for name in ("AdvancedProfiler", "PyTorchProfiler", "SimpleProfiler")
-        ),
-    ]
-)
+_NAMED = {  # module: what may be named of it
+    "resnet_lab.models.resnet": "ResNet cifar_resnet imagenet_resnet",
+    "resnet_lab.models.classic": "TextbookCNN TextbookResNet",
+    "resnet_lab.models.pretrained": "Pretrained",
+    "resnet_lab.data.datamodule": "ImageDataModule",
+    "resnet_lab.data.sources": "Digits CIFAR10 CIFAR100 ImageFolder",
+    "resnet_lab.classifier": "Classifier",
+    "resnet_lab.schedule": "constant multistep cosine onecycle exponential",
+    "torch.optim": "Adadelta Adafactor Adagrad Adam Adamax AdamW ASGD LBFGS Muon NAdam RAdam "
+    "RMSprop Rprop SGD",
+    "lightning.pytorch": "Trainer",
+    # Only a resumed run makes these; where they write is looked at by `check_places`.
+    "resnet_lab.callbacks": "compile_net.CompileNet confusion_matrix.ConfusionMatrix ema.EMA "
+    "epoch_log.EpochLog grad_norm.GradNorm last_checkpoint.LastCheckpoint live_bar.LiveBar "
+    "learning_curves.LearningCurves nan_guard.NanGuard sample_grid.SampleGrid unfreeze.Unfreeze "
+    "wrong_images.WrongImages",
+    "lightning.pytorch.callbacks": "DeviceStatsMonitor EarlyStopping GradientAccumulationScheduler "
+    "LearningRateMonitor ModelCheckpoint StochasticWeightAveraging Timer",
+    "resnet_lab.board": "Board",
+    "lightning.pytorch.loggers": "CSVLogger TensorBoardLogger",
+    "lightning.pytorch.profilers": "AdvancedProfiler PyTorchProfiler SimpleProfiler",
+}
+NAMES = frozenset(f"{module}.{name}" for module, text in _NAMED.items() for name in text.split())
 PLACES = ("dirpath", "default_root_dir", "log_dir", "path", "root_dir", "run_dir", "save_dir")
 
 
