@@ -1,10 +1,14 @@
 """TensorBoard as this project uses it."""
 
+import time
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.utilities import rank_zero_only
+
+EVENTS = "events.out.tfevents.*"
 
 
 class Board(TensorBoardLogger):
@@ -31,6 +35,10 @@ class Board(TensorBoardLogger):
         the checkpoint is from before it: they show twice, alike, once the epoch has been trained
         again.
         """
+        # TensorBoard reads files in the order of their names, which begin with the second.
+        seconds = [int(path.name.split(".")[3]) for path in Path(self.save_dir).glob(EVENTS)]
+        while time.time() < max(seconds, default=0) + 1:
+            time.sleep(0.05)
         Board.__init__(self, self.save_dir, purge_step=step + 1)
 
     @rank_zero_only
