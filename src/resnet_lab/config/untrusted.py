@@ -42,8 +42,6 @@ _NAMED = {  # module: what may be named of it
 }
 NAMES = frozenset(f"{module}.{name}" for module, text in _NAMED.items() for name in text.split())
 PLACES = ("dirpath", "default_root_dir", "log_dir", "path", "root_dir", "run_dir", "save_dir")
-
-
 # libyaml reads a thousand configs in seconds, PyYAML's own parser in minutes.
 _LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 

@@ -11,6 +11,7 @@ from typing import Any
 import yaml
 
 from resnet_lab.config.errors import UserError
+from resnet_lab.config.rules import spelled
 from resnet_lab.config.untrusted import parse_yaml, read_yaml
 from resnet_lab.files import printable, read_json, read_rows, read_text
 from resnet_lab.run.folder import RunFolder, SweepFolder
@@ -374,16 +375,7 @@ def _flat(node: Any, key: str = "") -> Iterable[tuple[str, str]]:
         for name, child in node.items():
             yield from _flat(child, f"{key}.{name}" if key else str(name))
     else:
-        yield key, _spelled(node)
-
-
-def _spelled(value: Any) -> str:
-    """As one would type it on the command line."""
-    if value is None or isinstance(value, bool):
-        return {None: "null", True: "true", False: "false"}[value]
-    if isinstance(value, list):
-        return "[" + ",".join(map(_spelled, value)) + "]"
-    return str(value)
+        yield key, spelled(node)
 
 
 def _yaml(path: Path) -> Any:

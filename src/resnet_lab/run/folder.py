@@ -216,7 +216,6 @@ class SweepFolder:
         self.config = self.path / "multirun.yaml"
         self.lock = self.path / ".lock"
         self.server_log = self.path / ".server.log"
-        self.study = self.path / "study.db"
 
 
 def _mapping(path: Path) -> dict[str, Any]:

@@ -16,6 +16,7 @@ from resnet_lab.config.check import check
 from resnet_lab.config.compose import CONF
 from resnet_lab.config.errors import UserError
 from resnet_lab.config.messages import choices_of, offer
+from resnet_lab.config.rules import net_faults
 from resnet_lab.data.datamodule import ImageDataModule
 from resnet_lab.run import checkpoint_io
 from resnet_lab.run.build import build_classifier, build_data, build_net
@@ -78,6 +79,8 @@ def load_run(
     untrusted.check_values(own, folder.config)
     packages = [f"{package}." for package in trust]
     untrusted.check_names(own, folder.config, packages, HOW_TO_TRUST)
+    if faults := list(net_faults(own["model"])):
+        raise UserError(f"{folder.config}: {' '.join(faults)}")
     cfg = OmegaConf.create(own)
     if overrides:
         check(cfg)
