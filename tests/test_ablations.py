@@ -15,8 +15,8 @@ from omegaconf import OmegaConf
 
 from resnet_lab.config.compose import VERSION_BASE
 from resnet_lab.config.messages import composition_errors
-from resnet_lab.sweep import launcher
-from resnet_lab.sweep.grid import Job
+from resnet_lab.sweep import sweep
+from resnet_lab.sweep.job import Job
 
 ROOT = Path(__file__).resolve().parents[1]
 CONF = ROOT / "conf"
@@ -37,17 +37,14 @@ def planned(*overrides: str) -> Planned:
     """The sweep of `train.py -m OVERRIDES` as composed and checked, once; none of it is run."""
     found = []
 
-    def look(
-        master: Any, loader: Any, jobs: Any, preload: Any, grace_seconds: Any, cluster: Any = None
-    ) -> list[Any]:
-        folder = Path(master.hydra.sweep.dir)
-        _, keys, made = launcher._grid(master, loader, jobs, folder)
-        found.append(Planned(folder, keys, made))
-        return []
+    def compose(master: Any, loader: Any, overrides: Any, make_executor: Any) -> None:
+        grid = sweep.Grid(master, loader, overrides)
+        jobs = [record.job for record in grid.records]
+        found.append(Planned(Path(master.hydra.sweep.dir), grid.keys, jobs))
 
     with pytest.MonkeyPatch.context() as patch, tempfile.TemporaryDirectory() as empty:
         patch.chdir(empty)
-        patch.setattr(launcher, "launch", look)
+        patch.setattr(sweep, "run_grid", compose)
         patch.setattr(sys, "argv", ["train.py", "-m", *overrides])
         with composition_errors():
             hydra.main(str(CONF), "train", **VERSION_BASE)(lambda cfg: None)()

@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,11 +18,11 @@ from omegaconf import DictConfig, OmegaConf
 
 from resnet_lab.report.write import report
 from resnet_lab.run import checkpoint_io, training
+from resnet_lab.run.state import State
 from resnet_lab.run.stop import Paused
 from resnet_lab.sweep import grid, halving, ledger, plan
-from resnet_lab.sweep.grid import Job
 from resnet_lab.sweep.halving import Halving, kept, ranking, rungs
-from resnet_lab.sweep.slots import Slots
+from resnet_lab.sweep.job import Job, JobRecord
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -81,17 +82,19 @@ class Grid:
         self.trained: Counter[str] = Counter()  # epochs
         self.failing: set[str] = set()
 
-    def jobs(self) -> list[Job]:
+    def jobs(self) -> list[JobRecord]:
         """As a new command finds them."""
         found = []
         for name in self.figures:
             setting, seed = name.split(",seed=")
             swept = {"k": setting, "seed": seed}
-            found.append(Job(self.folder / name, [], swept, {}, 1, True, self.epochs))
-        ledger.look(found, ["k", "seed"], [], force=False)
+            job = Job(self.folder / name, (), swept, {}, 1, True, self.epochs)
+            found.append(JobRecord(job))
+        ledger.refresh(found, ["k", "seed"], [], force=False)
         return found
 
-    def train(self, job: Job) -> None:
+    def train(self, job: JobRecord) -> None:
+        ledger.prepare(job)
         ledger.begin(job)
         path = job.folder / "metrics.csv"
         lines = path.read_text().splitlines() if path.exists() else ["epoch,val/acc"]
@@ -108,7 +111,7 @@ class Grid:
         (job.folder / "checkpoints" / "last.ckpt").touch()
         status = "failed" if job.name in self.failing else "paused" if job.rung else "finished"
         (job.folder / "result.json").write_text(json.dumps({"status": status}))
-        ledger.end(job, 1 if status == "failed" else 0, 1.0, told_to_stop=False)
+        ledger.end(job, 1 if status == "failed" else 0, 1.0, stopping=False)
 
     def run(self, factor: float, most: int | None = None) -> dict[str, str]:
         """Run the jobs, or `most` of them before the sweep is killed; the state of each."""
@@ -226,16 +229,16 @@ def test_without_halving_the_cut_jobs_go_on(nine):
         ("waiting", True): 8,
         ("finished", False): 1,
     }
-    assert not any("pause_after" in argument for argument in ledger.begin(jobs[0]))
+    assert not any("pause_after" in argument for argument in ledger.prepare(jobs[0]))
     jobs[1].rung = 9
-    assert "callbacks.last.pause_after=9" in ledger.begin(jobs[1])
+    assert "callbacks.last.pause_after=9" in ledger.prepare(jobs[1])
 
 
 def test_what_begins_anew_has_no_figures_yet(nine):
     nine.run(3)
     jobs = nine.jobs()
     for job in jobs:  # as sweep.force=true leaves jobs whose settings have changed
-        job.state, job.resume = "waiting", False
+        job.state, job.resume = State.WAITING, False
     assert Halving(jobs, 3).ahead == [(1, 9), (3, 3), (9, 1)]
     assert {(job.state, job.rung) for job in jobs} == {("waiting", 1)}
 
@@ -259,7 +262,7 @@ def test_why_a_job_was_cut_is_told(nine, capsys):
     assert jobs[0].error == (
         "cut at the rung of 1 epoch: place 9 of 9 settings by validation accuracy"
     )
-    assert "the rung of 1 epoch: 3 of 9 settings go on" in capsys.readouterr().out
+    assert "the rung of 1 epoch: 3 of 9 settings continue" in capsys.readouterr().out
 
 
 def test_the_share_of_a_plan_is_what_training_takes(nine):
@@ -287,7 +290,7 @@ def described(config: Any, *overrides: str, folder: str = "j") -> Job:
     kept_part = {k: v for k, v in cfg.items_ex(resolve=False) if k not in grid.NOT_IDENTITY}
     content: Any = OmegaConf.to_container(OmegaConf.create(kept_part))
     epochs = cfg.trainer.max_epochs if (cfg.trainer.max_epochs or -1) > 0 else None
-    return Job(Path(folder), [], {"seed": "0"}, content, 1, True, epochs)
+    return Job(Path(folder), (), {"seed": "0"}, content, 1, True, epochs)
 
 
 @pytest.mark.parametrize(
@@ -419,6 +422,7 @@ def listed(folder: Path) -> dict[str, dict[str, Any]]:
     return {job["folder"]: job for job in jobs}
 
 
+@pytest.mark.slow
 def test_a_halved_sweep_of_real_runs(tmp_path, shared_cache):
     said = sweep(tmp_path, shared_cache, "sweep.halving=3")
     jobs = listed(tmp_path)
@@ -432,30 +436,38 @@ def test_a_halved_sweep_of_real_runs(tmp_path, shared_cache):
         name: "finished" if name == best else "pruned" for name in ("lr=0.3", "lr=0.1", "lr=0.0001")
     }
     assert said.count("started ") == 3 + 1
-    assert "the rung of 2 epochs: 1 of 3 settings go on" in said
+    assert "the rung of 2 epochs: 1 of 3 settings continue" in said
     for name, job in jobs.items():
         result = json.loads((folder / name / "result.json").read_text())
         cut = job["state"] == "pruned"
         assert ("test/acc" not in result) == cut
         assert result["epochs"] == (2 if cut else 4)
-    page = (report([folder], tmp_path / "report") / "report.md").read_text()
+    page = (report([folder], tmp_path / "report") / "report.html").read_text()
     assert "cut at the rung of 2 epochs: place 3 of 3 settings by validation accuracy" in page
     again = sweep(tmp_path, shared_cache, "sweep.halving=3")
     assert "0 to run" in again
 
 
-def test_a_plan_counts_the_rungs(config, tmp_path, monkeypatch, capsys):
-    jobs = [described(config, "trainer.max_epochs=9", folder=f"{tmp_path}/{n}") for n in range(9)]
-    for n, job in enumerate(jobs):
-        job.swept = {"k": str(n)}
+def test_a_plan_counts_the_rungs(nine, monkeypatch, capsys):
+    nine.run(3)  # e is finished; the others are cut, and would train on without halving
+    records = nine.jobs()
+    for record in records:
+        record.job = replace(record.job, config={"optimizer": {"_target_": "torch.optim.SGD"}})
+    (finished,) = (record for record in records if record.state is State.FINISHED)
+    (finished.folder / "result.json").write_text('{"status": "finished", "seconds": 900}')
     cost = {"params": 1, "macs": 1.0, "batch": 1, "steps": 900, "eval_images": 0}
-    measured = {"jobs": [cost] * 9, "largest": 0, "step": 1.0}
-    monkeypatch.setattr(plan, "_measure", lambda jobs: measured)
-    plan.plan(jobs, Slots(None, []))
-    assert "9 of 9 jobs to run: about 2:15:00" in capsys.readouterr().out
-    plan.plan(jobs, Slots(None, []), Halving(jobs, 3))
+    monkeypatch.setattr(plan, "_measure", lambda records: [cost] * 9)
+    plan.plan(records)
+    assert "8 of 9 jobs to run: about 2:00:00" in capsys.readouterr().out
+    finished.state = State.WAITING
+    for record in records:
+        record.resume = False
+    source = Halving(records, 3)
+    finished.state = State.FINISHED
+    plan.plan(records, source)
     said = capsys.readouterr().out
-    assert "9 of 9 jobs to run: about 35:00" in said  # 21 epochs of 100 s in place of 81
+    # 21 of 81 epochs, of which one in nine has been trained.
+    assert "8 of 9 jobs to run: about 31:07" in said
     assert "9 to epoch 1, 3 to epoch 3, 1 to epoch 9" in said
 
 

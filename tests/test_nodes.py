@@ -17,8 +17,6 @@ from omegaconf import DictConfig, OmegaConf
 from resnet_lab.config.compose import VERSION_BASE
 from resnet_lab.run import checkpoint_io, distributed
 from resnet_lab.run.claim import CheckAndClaim
-from resnet_lab.sweep import slurm
-from resnet_lab.sweep.grid import Job
 
 ROOT = Path(__file__).resolve().parents[1]
 CONF = ROOT / "conf"
@@ -287,33 +285,3 @@ def test_two_nodes_are_restarted_stop_together_and_go_on(tmp_path, shared_cache)
     result = json.loads((only_run(tmp_path) / "result.json").read_text())
     assert (result["status"], result["epochs"], result["steps"]) == ("finished", 100, 400)
     assert rows() == 100
-
-
-# ------------------------------------------------------------------ a sweep on a cluster
-
-
-@pytest.mark.parametrize(
-    ("devices", "on_cpu", "wanted", "options"),
-    [
-        (2, False, {}, ["--nodes=3", "--ntasks-per-node=2", "--gpus-per-node=2"]),
-        (2, True, {}, ["--nodes=3", "--ntasks-per-node=2"]),
-        (None, False, {"gpus": 4}, ["--nodes=3", "--ntasks-per-node=4", "--gpus-per-node=4"]),
-        (
-            *(1, False),
-            {"gpus": 0, "cpus": 8, "memory": "32G", "options": ["--qos=long"]},
-            ["--nodes=3", "--ntasks-per-node=1", "--cpus-per-task=8", "--mem=32G", "--qos=long"],
-        ),
-    ],
-)
-def test_what_a_job_of_a_sweep_asks_slurm_for(devices, on_cpu, wanted, options):
-    config = {"trainer": {"num_nodes": 3}}
-    job = Job(Path("j"), [], {}, config, devices=devices, on_cpu=on_cpu, max_epochs=1)
-    default = OmegaConf.to_container(OmegaConf.load(CONF / "hydra" / "launcher" / "slurm.yaml"))
-    del default["_target_"], default["grace_seconds"]
-    assert slurm.asked(job, slurm.Wanted(**default | wanted)) == options
-
-
-def test_without_slurm_its_launcher_says_so(monkeypatch):
-    monkeypatch.setenv("PATH", "")
-    with pytest.raises(ValueError, match=r"hydra/launcher=slurm: there is no sbatch here"):
-        slurm.SlurmJobs(Path("train.py"), None)

@@ -3,7 +3,6 @@
 import importlib.util
 import json
 import os
-import runpy
 import signal
 import subprocess
 import sys
@@ -13,6 +12,7 @@ from pathlib import Path
 
 import pytest
 from hydra.core.override_parser.overrides_parser import OverridesParser
+from sandbox import ROOT, Sandbox, wait_until
 
 from resnet_lab.report.runs import read
 from resnet_lab.report.search import Objective, importance
@@ -29,99 +29,33 @@ from optuna.distributions import (  # noqa: E402
 )
 from optuna.trial import TrialState  # noqa: E402
 
-ROOT = Path(__file__).resolve().parents[1]
-
-# Stands for train.py: the search is the real one, a trial reaches what its learning rate says. One
-# that finds the file `hold` waits to be stopped, and then ends as that file says.
-STAND_IN = f"""
-import json, os, signal, sys, time
-from pathlib import Path
-
-def sweep():
-    import hydra
-    from resnet_lab.config.compose import VERSION_BASE
-    from resnet_lab.config.messages import composition_errors
-    with composition_errors():
-        hydra.main({str(ROOT / "conf")!r}, "train", **VERSION_BASE)(lambda cfg: None)()
-
-def job():
-    given = dict(argument.partition("=")[::2] for argument in sys.argv[1:])
-    folder = Path((given.get("resume") or given["hydra.run.dir"]).strip('"'))
-    resumed = "resume" in given
-    with open("starts.txt", "a") as starts:
-        starts.write(folder.name.partition(",")[0] + (" resumed" if resumed else "") + "\\n")
-    told = json.loads((folder / "config.yaml").read_text()) if resumed else given
-    rate = float(told["optimizer.lr"])
-    (folder / "config.yaml").write_text(json.dumps(told))
-    result = {{
-        "status": "finished", "val/acc": 1 - abs(rate - 0.1), "train_seconds": 10 * rate}}
-
-    def stop(*_):
-        if Path("hold").exists() and Path("hold").read_text() == "finish":
-            (folder / "result.json").write_text(json.dumps(result))
-            sys.exit(0)
-        (folder / "checkpoints").mkdir()
-        (folder / "checkpoints" / "last.ckpt").touch()
-        sys.exit(143)
-
-    signal.signal(signal.SIGTERM, stop)
-    if Path("hold").exists() and len(Path("starts.txt").read_text().splitlines()) == 4:
-        (folder / "ready").touch()
-        time.sleep(60)
-    if rate > 0.5:
-        sys.exit("the loss is nan")
-    if told.get("+how") == "silent":
-        result["val/acc"] = float("nan")
-    (folder / "result.json").write_text(json.dumps(result))
-
-if "-m" in sys.argv:
-    sweep()
-else:
-    job()
-"""
 LR = "optimizer.lr=tag(log,interval(1e-3,1))"
 SPACE = (LR, "model.shortcut=A,none", "seed=0")
 # The last four are chosen by those before them, not at random.
-EIGHT = ("hydra.sweeper.n_trials=8", "hydra.sweeper.sampler_options={n_startup_trials: 4}")
+EIGHT = (
+    "sweep.jobs=1",
+    "hydra.sweeper.n_trials=8",
+    "hydra.sweeper.sampler_options={n_startup_trials: 4}",
+)
 
 
-class Bench:
-    """A folder with the stand-in, where searches are run."""
+class SearchSandbox(Sandbox):
+    """A sandbox of searches."""
 
     def __init__(self, folder: Path) -> None:
-        self.folder = folder
-        folder.mkdir(exist_ok=True)
-        (folder / "stand_in.py").write_text(STAND_IN)
-        self.search = folder / "outputs" / "sweeps" / "s"
-
-    def command(self, *overrides: str) -> list[str]:
-        quick = ("hydra.launcher.preload=[wave]", "hydra.launcher.grace_seconds=2")
-        this = ("-m", "hydra/sweeper=optuna", "sweep.name=s", *quick)
-        return [sys.executable, "stand_in.py", *this, *overrides]
-
-    def run(self, *overrides: str) -> subprocess.CompletedProcess[str]:
-        return subprocess.run(
-            self.command(*overrides), cwd=self.folder, capture_output=True, text=True, timeout=60
-        )
-
-    def mistake(self, *overrides: str) -> str:
-        with pytest.MonkeyPatch.context() as patch:
-            patch.chdir(self.folder)
-            patch.setattr(sys, "argv", self.command(*overrides)[1:])
-            with pytest.raises(SystemExit) as end:
-                runpy.run_path("stand_in.py", run_name="__main__")
-        return str(end.value)
-
-    def starts(self) -> Counter[str]:
-        return Counter((self.folder / "starts.txt").read_text().splitlines())
+        super().__init__(folder, "hydra/sweeper=optuna")
 
     def trials(self) -> list:
-        url = f"sqlite:///{self.search}/study.db"
+        url = f"sqlite:///{self.sweep}/study.db"
         return optuna.load_study(study_name="s", storage=url).get_trials()
 
-    def states(self) -> list[str]:
-        jobs = json.loads((self.search / "sweep.json").read_text())["jobs"]
-        return [job["state"] for job in jobs]
+    def trial_starts(self) -> Counter[str]:
+        """How often each trial was started, or resumed."""
+        counts: Counter[str] = Counter()
+        for line, n in self.starts().items():
+            trial = line.partition(",")[0].partition(" ")[0]
+            counts[trial + (" resumed" if line.endswith(" resumed") else "")] += n
+        return counts
 
 
 def space(*overrides: str) -> dict:
@@ -178,7 +112,7 @@ def test_a_space_that_cannot_be_is_one_sentence():
     ],
 )
 def test_a_mistake_is_one_sentence_before_anything_runs(tmp_path, overrides, sentence):
-    bench = Bench(tmp_path)
+    bench = SearchSandbox(tmp_path)
     assert sentence in bench.mistake(*overrides)
     assert not (tmp_path / "outputs").exists()
 
@@ -187,8 +121,8 @@ def test_a_mistake_is_one_sentence_before_anything_runs(tmp_path, overrides, sen
 
 
 @pytest.fixture(scope="module")
-def undisturbed(tmp_path_factory) -> Bench:
-    bench = Bench(tmp_path_factory.mktemp("undisturbed"))
+def undisturbed(tmp_path_factory) -> SearchSandbox:
+    bench = SearchSandbox(tmp_path_factory.mktemp("undisturbed"))
     done = bench.run(*SPACE, *EIGHT)
     assert done.returncode == 0, done.stderr
     return bench
@@ -200,33 +134,30 @@ def test_a_trial_that_fails_ends_nothing(undisturbed):
     failed = [trial.params["optimizer.lr"] > 0.5 for trial in trials]
     assert any(failed)
     assert [trial.state == TrialState.FAIL for trial in trials] == failed
-    assert [state == "failed" for state in undisturbed.states()] == failed
+    assert [state == "failed" for state in undisturbed.states().values()] == failed
     for trial in trials:
         if trial.value is not None:
-            assert trial.value == pytest.approx(1 - abs(trial.params["optimizer.lr"] - 0.1))
+            assert trial.value == pytest.approx(0.5 - abs(trial.params["optimizer.lr"] - 0.1))
 
 
 def test_a_trials_folder_has_its_number_and_values(undisturbed):
     for trial in undisturbed.trials():
         rate = trial.params["optimizer.lr"]
         name = f"trial={trial.number:04d},lr={rate:.4g},shortcut={trial.params['model.shortcut']}"
-        told = json.loads((undisturbed.search / name / "sweep_job.json").read_text())
+        told = json.loads((undisturbed.sweep / name / "sweep_job.json").read_text())
         assert float(told["swept"]["optimizer.lr"]) == rate
         assert told["config"]["optimizer"]["lr"] == rate
 
 
-@pytest.mark.parametrize("at_the_end", ["finish", "save"])
+@pytest.mark.parametrize("at_the_end", [pytest.param("finish", marks=pytest.mark.slow), "save"])
 def test_killed_and_continued_it_is_the_undisturbed_search(undisturbed, tmp_path, at_the_end):
-    bench = Bench(tmp_path)
+    bench = SearchSandbox(tmp_path)
     wishes = (*SPACE, *EIGHT)
     (tmp_path / "hold").write_text(at_the_end)
     first = subprocess.Popen(
         bench.command(*wishes), cwd=tmp_path, stdout=subprocess.DEVNULL, start_new_session=True
     )
-    end = time.monotonic() + 30
-    while not list(bench.search.glob("trial=0003,*/ready")):
-        assert time.monotonic() < end
-        time.sleep(0.05)
+    wait_until(lambda: any(bench.sweep.glob("trial=0003,*/ready")), 30)
     os.killpg(first.pid, signal.SIGKILL)
     first.wait()
     done = bench.run(*wishes)
@@ -235,28 +166,28 @@ def test_killed_and_continued_it_is_the_undisturbed_search(undisturbed, tmp_path
     assert [(t.number, t.params, t.state, t.values) for t in bench.trials()] == same
     once = {f"trial={n:04d}": 1 for n in range(8)}
     again = {"trial=0003 resumed": 1} if at_the_end == "save" else {}
-    assert bench.starts() == once | again
+    assert bench.trial_starts() == once | again
     # Once more it does nothing, and with more trials it does those.
     if at_the_end == "finish":
         return
     assert bench.run(*wishes).returncode == 0
-    assert bench.starts() == once | again
+    assert bench.trial_starts() == once | again
     assert bench.run(*wishes, "hydra.sweeper.n_trials=9").returncode == 0
-    assert bench.starts() == once | again | {"trial=0008": 1}
+    assert bench.trial_starts() == once | again | {"trial=0008": 1}
 
 
 def test_a_trial_that_was_asked_for_and_not_begun_is_begun(tmp_path):
-    bench = Bench(tmp_path)
+    bench = SearchSandbox(tmp_path)
     assert bench.run(LR, "hydra.sweeper.n_trials=1").returncode == 0
-    study = optuna.load_study(study_name="s", storage=f"sqlite:///{bench.search}/study.db")
+    study = optuna.load_study(study_name="s", storage=f"sqlite:///{bench.sweep}/study.db")
     study.ask(space(LR))
     assert bench.run(LR, "hydra.sweeper.n_trials=3", "sweep.jobs=2").returncode == 0
-    assert bench.starts() == {f"trial={n:04d}": 1 for n in range(3)}
+    assert bench.trial_starts() == {f"trial={n:04d}": 1 for n in range(3)}
     assert all(trial.state.is_finished() for trial in bench.trials())
 
 
 def test_a_figure_that_is_no_number_fails_the_trial(tmp_path):
-    bench = Bench(tmp_path)
+    bench = SearchSandbox(tmp_path)
     done = bench.run("optimizer.lr=range(0.1,0.4,0.1)", "+how=silent", "hydra.sweeper.n_trials=2")
     assert done.returncode == 1  # no trial has come to its end
     assert [trial.state for trial in bench.trials()] == [TrialState.FAIL] * 2
@@ -264,7 +195,7 @@ def test_a_figure_that_is_no_number_fails_the_trial(tmp_path):
 
 
 def test_several_objectives_end_in_a_frontier(tmp_path):
-    bench = Bench(tmp_path)
+    bench = SearchSandbox(tmp_path)
     done = bench.run(
         *("optimizer.lr=interval(0.01,0.2)", "hydra.sweeper.n_trials=6"),
         "hydra.sweeper.objectives=[val/acc,train_seconds]",
@@ -293,14 +224,14 @@ def test_another_search_in_the_same_folder_is_refused(undisturbed):
 
 
 def test_the_report_shows_history_importance_and_slices(undisturbed, tmp_path):
-    folder = report([undisturbed.search], tmp_path / "report")
+    folder = report([undisturbed.sweep], tmp_path / "report")
     for name in ("history", "importance-val-acc", "slices-val-acc"):
         assert (folder / f"search-{name}.png").stat().st_size > 10_000
     text = (folder / "report.md").read_text()
     assert "8 of 8 trials, chosen by tpe. Looked for: val/acc as high as can be." in text
     assert "| optimizer.lr | 0.001 to 1, on a logarithmic scale |" in text
     assert "Pairs of factors" not in text
-    study = read([undisturbed.search])
+    study = read([undisturbed.sweep])
     shares = importance(study, Objective("val/acc", up=True))
     assert sum(shares.values()) == pytest.approx(1)
     assert shares["optimizer.lr"] > shares["model.shortcut"]  # which the stand-in does not heed
@@ -311,7 +242,7 @@ def test_without_optuna_the_report_says_what_is_missing(undisturbed, tmp_path, m
     monkeypatch.setattr(
         importlib.util, "find_spec", lambda name, *_: None if name == "optuna" else found(name)
     )
-    folder = report([undisturbed.search], tmp_path / "report")
+    folder = report([undisturbed.sweep], tmp_path / "report")
     assert "pip install -e '.[optuna]'" in (folder / "report.md").read_text()
     assert (folder / "search-slices-val-acc.png").exists()
     assert not (folder / "search-importance-val-acc.png").exists()

@@ -4,181 +4,41 @@ import csv
 import io
 import json
 import os
-import runpy
-import shutil
 import signal
 import subprocess
 import sys
-import time
 from collections import Counter
 from pathlib import Path
 
 import pytest
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from rich.console import Console
+from sandbox import ROOT, Sandbox, alive, copied, wait_until
 
-from resnet_lab.sweep import grid, ledger, plan, show, slots
-from resnet_lab.sweep.grid import Job, differences, folder_names
-from resnet_lab.sweep.slots import Slots
-
-ROOT = Path(__file__).resolve().parents[1]
-
-# Stands for train.py: the sweep is the real one, a job only does what its key `how` says.
-STAND_IN = f"""
-import json, os, signal, subprocess, sys, time
-from pathlib import Path
-
-def sweep():
-    import hydra
-    from resnet_lab.config.compose import VERSION_BASE
-    from resnet_lab.config.messages import composition_errors
-    with composition_errors():
-        hydra.main({str(ROOT / "conf")!r}, "train", **VERSION_BASE)(lambda cfg: None)()
-
-def write(path, content):
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(content))
-
-def save(*_):
-    write(folder / "checkpoints" / "last.ckpt", {{}})
-    write(folder / "result.json", {{"status": "interrupted"}})
-    sys.exit(143)
-
-def job():
-    global folder
-    given = dict(argument.partition("=")[::2] for argument in sys.argv[1:])
-    folder = Path((given.get("resume") or given["hydra.run.dir"]).strip('"'))
-    resumed = "resume" in given
-    with open("starts.txt", "a") as starts:
-        starts.write(folder.name + (" resumed" if resumed else "") + "\\n")
-    told = json.loads((folder / "config.yaml").read_text()) if resumed else given
-    how, seed = told.get("+how", "finish"), int(told.get("seed", 0))
-    here = sys.modules["__main__"]
-    peer = subprocess.Popen(["sleep", "100"]) if how in ("sleep", "deaf", "kill") else None
-    write(folder / "job.json", {{
-        "arguments": sys.argv[1:], "pid": os.getpid(), "parent": os.getppid(),
-        "peer": peer and peer.pid, "env": dict(os.environ), "script": sys.argv[0],
-        "spec": here.__spec__ is not None, "file": here.__file__,
-        "loaded": "wave" in sys.modules, "terminal": sys.stdout.isatty(),
-    }})
-    write(folder / "config.yaml", told)
-    write(folder / "result.json", {{"status": "running"}})
-    print("hello from", folder.name)
-    if how == "raise" or (how == "flaky" and not (folder / "attempt-1").exists()):
-        raise RuntimeError("no luck today")
-    if how == "exit":
-        sys.exit(0)
-    if how == "kill":
-        if seed and not resumed:
-            write(folder / "checkpoints" / "last.ckpt", {{}})
-        if not resumed:
-            os.kill(os.getpid(), signal.SIGKILL)
-    if how == "orphan":
-        os.kill(os.getppid(), signal.SIGKILL)
-    if how in ("sleep", "orphan", "deaf") and not resumed:
-        signal.signal(signal.SIGTERM, signal.SIG_IGN if how == "deaf" else save)
-        write(folder / "ready", {{}})
-        time.sleep(60)
-        sys.exit("nobody stopped me")
-    (folder / "metrics.csv").write_text("epoch,val/acc\\n1,0.5\\n")
-    write(folder / "result.json", {{
-        "status": "finished", "val/acc": 0.5 + seed / 10, "test/acc": 0.9 - seed / 10}})
-
-if "-m" in sys.argv:
-    sweep()
-else:
-    job()
-"""
-
-
-class Bench:
-    """A folder with the stand-in, where sweeps are run."""
-
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
-        (folder / "stand_in.py").write_text(STAND_IN)
-        self.sweep = folder / "outputs" / "sweeps" / "s"
-
-    def command(self, *overrides: str) -> list[str]:
-        quick = ("hydra.launcher.preload=[wave]", "hydra.launcher.grace_seconds=1")
-        return [sys.executable, "stand_in.py", "-m", "sweep.name=s", *quick, *overrides]
-
-    def run(self, *overrides: str, **env: str) -> subprocess.CompletedProcess[str]:
-        return subprocess.run(
-            self.command(*overrides),
-            cwd=self.folder,
-            env=os.environ | env,
-            capture_output=True,
-            text=True,
-            timeout=60,
-        )
-
-    def mistake(self, *overrides: str) -> str:
-        """The message that a sweep ends with; in this process, which saves starting another."""
-        with pytest.MonkeyPatch.context() as patch:
-            patch.chdir(self.folder)
-            patch.setattr(sys, "argv", self.command(*overrides)[1:])
-            with pytest.raises(SystemExit) as end:
-                runpy.run_path("stand_in.py", run_name="__main__")
-        return str(end.value)
-
-    def start(self, *overrides: str) -> subprocess.Popen[str]:
-        return subprocess.Popen(
-            self.command(*overrides),
-            cwd=self.folder,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-            # A shell that runs the tests in the background has SIGINT ignored.
-            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
-        )
-
-    def starts(self) -> Counter[str]:
-        """How often each job was started."""
-        path = self.folder / "starts.txt"
-        return Counter(path.read_text().splitlines() if path.exists() else [])
-
-    def states(self) -> dict[str, str]:
-        jobs = json.loads((self.sweep / "sweep.json").read_text())["jobs"]
-        return {job["folder"]: job["state"] for job in jobs}
-
-    def told(self, job: str) -> dict:
-        return json.loads((self.sweep / job / "job.json").read_text())
+from resnet_lab.run.state import State
+from resnet_lab.sweep import devices, grid, ledger, measure, plan, show
+from resnet_lab.sweep.devices import Devices
+from resnet_lab.sweep.grid import differences, folder_names
+from resnet_lab.sweep.job import Job, JobRecord
 
 
 @pytest.fixture
-def bench(tmp_path: Path) -> Bench:
-    return Bench(tmp_path)
+def bench(tmp_path: Path) -> Sandbox:
+    return Sandbox(tmp_path)
 
 
 @pytest.fixture(scope="module")
-def finished_once(tmp_path_factory: pytest.TempPathFactory) -> Bench:
-    bench = Bench(tmp_path_factory.mktemp("finished"))
+def finished_once(tmp_path_factory: pytest.TempPathFactory) -> Sandbox:
+    bench = Sandbox(tmp_path_factory.mktemp("finished"))
     done = bench.run("seed=0,1", "optimizer.lr=0.1")
     assert done.returncode == 0, done.stderr
     return bench
 
 
 @pytest.fixture
-def finished(finished_once: Bench, tmp_path: Path) -> Bench:
+def finished(finished_once: Sandbox, tmp_path: Path) -> Sandbox:
     """A sweep of two finished jobs, to do with as one likes."""
-    shutil.copytree(finished_once.folder, tmp_path, dirs_exist_ok=True)
-    return Bench(tmp_path)
-
-
-def alive(process: int) -> bool:
-    """Whether a process runs (one that is dead and not yet reaped does not)."""
-    try:
-        return Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
-    except OSError:
-        return False
-
-
-def wait_until(holds, seconds: float = 20.0) -> None:
-    end = time.monotonic() + seconds
-    while not holds():
-        assert time.monotonic() < end, "it did not happen"
-        time.sleep(0.05)
+    return copied(finished_once, tmp_path)
 
 
 def snapshot(folder: Path) -> dict[Path, bytes]:
@@ -235,43 +95,100 @@ def test_a_folder_reaches_the_job_whole_through_hydras_grammar():
 # ---------------------------------------------------------------- devices
 
 
-def job(name: str = "j", devices: int | None = 1, on_cpu: bool = False, **kwargs) -> Job:
-    folder = kwargs.pop("folder", Path(name))
-    return Job(folder, [], {}, {}, devices=devices, on_cpu=on_cpu, max_epochs=4, **kwargs)
+def job(name: str = "j", n_devices: int | None = 1, on_cpu: bool = False, **kwargs) -> Job:
+    folder, config = kwargs.pop("folder", Path(name)), kwargs.pop("config", {})
+    return Job(folder, (), {}, config, devices=n_devices, on_cpu=on_cpu, max_epochs=4)
 
 
 def test_gpus_are_handed_out_one_job_each_and_come_back():
-    held = Slots(None, ["0", "1", "2"])
+    held = Devices(None, None, ["0", "1", "2"])
     assert held.take(job("a")) == ["0"]
-    assert held.take(job("b", devices=2)) == ["1", "2"]
+    assert held.take(job("b", 2)) == ["1", "2"]
     assert held.take(job("c")) is None
-    held.give(job("a"))
-    assert held.take(job("d", devices=2)) is None
+    held.give("a")
+    assert held.take(job("d", 2)) is None
     assert held.take(job("c")) == ["0"]
 
 
 def test_a_number_of_jobs_shares_the_gpus_evenly():
-    held = Slots(4, ["0", "1"])
+    held = Devices(4, None, ["0", "1"])
     assert [held.take(job(n))[0] for n in "abcd"] == ["0", "1", "0", "1"]
     assert held.take(job("e")) is None
 
 
-def test_on_the_cpu_jobs_run_one_by_one_unless_told(monkeypatch):
-    monkeypatch.setattr(slots, "cpus", lambda: 8)
-    alone, four = Slots(None, []), Slots(4, ["0"])
-    assert alone.take(job("a")) == []
-    assert alone.take(job("b")) is None
-    assert alone.threads(job(), 10) is None
+def test_half_a_job_on_a_gpu_is_a_job_on_two():
+    held = Devices(None, 0.5, ["0", "1", "2", "3"])
+    assert [held.take(job(n, None)) for n in "abc"] == [["0", "1"], ["2", "3"], None]
+
+
+@pytest.mark.parametrize(("used", "fit"), [(9_000, 4), (30_000, 3), (90_000, 1)])
+def test_jobs_share_a_gpu_once_the_first_has_shown_its_memory(used, fit, monkeypatch, capsys):
+    monkeypatch.setattr(devices, "gpu_memory", lambda gpu: (used, 100_000))
+    held = Devices(None, 4, ["0"])
+    assert held.take(job("a")) == ["0"]
+    held.measure()
+    assert held.take(job("b")) is None
+    held.trained("a")
+    held.measure()
+    taken = [held.take(job(name)) for name in "bcde"]
+    assert sum(gpus is not None for gpus in taken) == fit - 1
+    said = capsys.readouterr().out
+    assert ("so" in said) == (fit < 4)
+    if fit < 4:
+        assert f"a job takes {used:,} of 100,000 MiB, so {fit} of them share a GPU" in said
+
+
+def test_on_the_cpu_small_jobs_run_side_by_side(monkeypatch):
+    monkeypatch.setattr(devices, "cpus", lambda: 4)
+    monkeypatch.setattr(devices, "free_memory", lambda: 64 * devices.GIB)
+    held, small = Devices(None, None, []), {"data": {"image_size": 32}}
+    held.n_jobs = 10
+    assert [held.take(job(n, config=small)) for n in "abcde"] == [[], [], [], [], None]
+    assert held.threads(job(config=small)) == 1
+    monkeypatch.setattr(devices, "cpus", lambda: 16)
+    assert (held.side_by_side(job()), held.threads(job())) == (8, 2)
+    assert (held.side_by_side(job("d", 2)), held.threads(job("d", 2))) == (4, 2)
+    held.n_jobs = 2
+    assert (held.side_by_side(job()), held.threads(job())) == (2, 8)
+    held.n_jobs = 1
+    assert held.threads(job()) is None
+
+
+def test_on_the_cpu_memory_decides_how_many(monkeypatch):
+    now, free = [100.0], 3.5 * devices.GIB
+    monkeypatch.setattr(devices, "cpus", lambda: 4)
+    monkeypatch.setattr(devices, "free_memory", lambda: free)
+    monkeypatch.setattr(devices.time, "monotonic", lambda: now[0])
+    monkeypatch.setattr(devices, "resident", lambda process: (devices.GIB, 2 * devices.GIB))
+    held = Devices(None, None, [])
+    held.n_jobs = 9
+    large = {"data": {"image_size": 224}}
+    assert held.take(job("a", config=large)) == []
+    held.started("a", 1)
+    held.measure()
+    assert held.take(job("b", config=large)) is None  # nobody knows yet what it takes
+    now[0] += devices.SETTLED_SECONDS + 1
+    held.measure()
+    assert held.take(job("b", config=large)) == []  # 2 GiB, and 1 that the first may still grow
+    held.started("b", 2)
+    assert held.take(job("c", config=large)) is None
+
+
+def test_a_number_of_jobs_is_obeyed(monkeypatch):
+    monkeypatch.setattr(devices, "cpus", lambda: 8)
+    four = Devices(4, None, ["0"])
+    four.n_jobs = 10
     assert four.take(job("a", on_cpu=True)) == []
-    assert four.threads(job(on_cpu=True), 10) == 2
-    assert four.threads(job(on_cpu=True, devices=2), 10) == 1
-    assert four.threads(job(on_cpu=True), 2) == 4
+    assert four.threads(job(on_cpu=True)) == 2
+    assert four.threads(job("j", 2, on_cpu=True)) == 1
+    four.n_jobs = 2
+    assert four.threads(job(on_cpu=True)) == 4
 
 
 def test_more_gpus_than_there_are_is_one_sentence():
     with pytest.raises(ValueError, match=r"trainer\.devices=4: 2 GPUs"):
-        Slots(None, ["0", "1"]).wanted(job(devices=4))
-    assert Slots(None, ["0", "1"]).wanted(job(devices=None)) == 2
+        Devices(None, None, ["0", "1"]).wanted(job("j", 4))
+    assert Devices(None, None, ["0", "1"]).wanted(job("j", None)) == 2
 
 
 @pytest.mark.parametrize(
@@ -286,7 +203,7 @@ def test_the_gpus_are_those_that_cuda_may_see(mask, seen, tmp_path, monkeypatch)
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
     if mask is not None:
         monkeypatch.setenv("CUDA_VISIBLE_DEVICES", mask)
-    assert slots.visible_gpus() == seen
+    assert devices.visible_gpus() == seen
 
 
 # ---------------------------------------------------------------- what is shown
@@ -308,32 +225,50 @@ def test_progress_is_read_from_the_metrics(text, seen, tmp_path):
 
 
 def test_on_a_terminal_there_is_one_table_with_the_time_left(tmp_path, monkeypatch):
-    screen = Console(file=io.StringIO(), force_terminal=True, width=100, height=12)
+    screen = Console(file=io.StringIO(), force_terminal=True, width=120, height=13)
     monkeypatch.setattr(show, "console", screen)
-    jobs = [job(f"seed={n}", folder=tmp_path / f"seed={n}") for n in range(30)]
-    clock = [100.0]
-    monkeypatch.setattr(show.time, "monotonic", lambda: clock[0])
-    jobs[29].folder.mkdir()
-    jobs[29].state = "running"
-    with show.Display(jobs) as display:
-        display.started(jobs[29])
-        (jobs[29].folder / "metrics.csv").write_text("epoch,val/acc\n1,0.625\n")
-        clock[0] += 60
+    records = [JobRecord(job(folder=tmp_path / f"seed={n}")) for n in range(31)]
+    clock = [1e9]
+    monkeypatch.setattr(show.time, "time", lambda: clock[0])
+    one = records[30]
+    one.folder.mkdir()
+
+    def shown() -> str:
+        clock[0] += 1
+        screen.file.truncate(0)
         display.update()
-        shown = screen.file.getvalue()
+        return screen.file.getvalue()
+
+    with show.Display(records, lambda: 31) as display:
+        one.state, one.attempts = State.RUNNING, 1
+        display.started(one)
+        clock[0] += 29
+        assert "0/4" in shown()  # an elapsed time, and no guess, before the first epoch has ended
+        assert "0:30 elapsed" in screen.file.getvalue()
+        assert "ends at" not in screen.file.getvalue()
+        clock[0] += 30
+        (one.folder / "metrics.csv").write_text("epoch,val/acc\n1,0.625\n")
+        os.utime(one.folder / "metrics.csv", (clock[0], clock[0]))
+        text = shown()
+        assert "seed=30" in text
+        assert "1/4" in text
+        assert "0.6250" in text
+        assert "2:59" in text  # three more epochs of a minute, of which a second is over
+        assert "ends at about" in text
+        assert "1 running, 30 waiting" in text
+        assert text.count("seed=") <= 13 - 7  # what fits
+        clock[0] += 9
+        assert "2:49" in shown()  # it falls in the middle of an epoch
+        (one.folder / "metrics.csv").write_text("epoch,val/acc\n4,0.625\n")
+        assert "test" in shown()
+        before = screen.file.getvalue()
         display.update()  # within the same second: not drawn again
-        assert screen.file.getvalue() == shown
-    assert "seed=29" in shown
-    assert "1/4" in shown
-    assert "0.6250" in shown
-    assert "3:00" in shown  # three more epochs of a minute
-    assert "1 running, 29 waiting" in shown
-    assert shown.count("seed=") <= 12 - 6  # what fits
+        assert screen.file.getvalue() == before
 
 
-def test_the_closing_table_tells_whole_names_in_a_file(tmp_path, capsys):
-    one = job(folder=tmp_path / f"optimizer.lr=0.1,{'long,' * 30}seed=0")
-    show.close([one], tmp_path)
+def test_the_closing_table_shows_whole_names_in_a_file(tmp_path, capsys):
+    one = JobRecord(job(folder=tmp_path / f"optimizer.lr=0.1,{'long,' * 30}seed=0"))
+    show.close([one], tmp_path, 1)
     assert one.name in capsys.readouterr().out
 
 
@@ -341,7 +276,7 @@ def test_the_closing_table_tells_whole_names_in_a_file(tmp_path, capsys):
 
 
 @pytest.mark.parametrize(
-    ("result", "status", "told", "state", "resumes"),
+    ("result", "status", "stopping", "state", "resumes"),
     [
         ("finished", 0, False, "finished", False),
         ("finished", 1, True, "finished", False),
@@ -353,8 +288,9 @@ def test_the_closing_table_tells_whole_names_in_a_file(tmp_path, capsys):
         (None, 1, False, "failed", False),
     ],
 )
-def test_an_attempt_is_judged_by_its_folder(tmp_path, result, status, told, state, resumes):
-    one = job(folder=tmp_path / "seed=0")
+def test_an_attempt_is_judged_by_its_folder(tmp_path, result, status, stopping, state, resumes):
+    one = JobRecord(job(folder=tmp_path / "seed=0"))
+    ledger.prepare(one)
     ledger.begin(one)
     (one.folder / "config.yaml").touch()
     (one.folder / "checkpoints").mkdir()
@@ -363,10 +299,10 @@ def test_an_attempt_is_judged_by_its_folder(tmp_path, result, status, told, stat
     if result:
         content = {"status": result, "error": "OSError: lost"}
         (one.folder / "result.json").write_text(json.dumps(content))
-    ledger.end(one, status, 2.0, told)
+    ledger.end(one, status, 2.0, stopping)
     assert (one.state, one.resume and state != "finished") == (state, resumes)
-    again = job(folder=one.folder)
-    ledger.look([again], ["seed"], [], force=False)
+    again = JobRecord(job(folder=one.folder))
+    ledger.refresh([again], ["seed"], [], force=False)
     assert again.state == ("finished" if state == "finished" else "waiting")
     assert (again.resume, again.attempts, again.seconds) == (resumes, 1, 2.0)
     error = one.folder / "error.txt"
@@ -379,9 +315,10 @@ def test_an_attempt_is_judged_by_its_folder(tmp_path, result, status, told, stat
 
 
 def test_what_a_failed_attempt_left_is_kept(tmp_path):
-    one = job(folder=tmp_path / "seed=0")
+    one = JobRecord(job(folder=tmp_path / "seed=0"))
     for n in range(3):
-        arguments = ledger.begin(one)
+        arguments = ledger.prepare(one)
+        ledger.begin(one)
         assert arguments == [f'hydra.run.dir="{one.folder}"']
         (one.folder / "console.log").write_text(f"attempt {n}")
         ledger.end(one, 1, 1.0, False)
@@ -422,7 +359,7 @@ def test_bad_jobs_are_named_the_others_go_on_and_the_next_run_does_what_is_left(
     record = json.loads((bench.sweep / "sweep.json").read_text())
     assert (record["name"], record["keys"]) == ("s", ["how", "seed"])
     assert "+how=finish,raise,exit,kill" in record["command"]
-    assert not alive(bench.told("how=kill,seed=0")["peer"])  # nor what it had started
+    assert not alive(bench.seen("how=kill,seed=0")["peer"])  # nor what it had started
     assert (bench.sweep / "multirun.yaml").exists()
 
     done = bench.run(*grid_of_12)
@@ -434,7 +371,7 @@ def test_bad_jobs_are_named_the_others_go_on_and_the_next_run_does_what_is_left(
     assert starts["how=kill,seed=2"] == 1
     assert starts["how=kill,seed=2 resumed"] == 1
     assert bench.states()["how=kill,seed=2"] == "finished"
-    *began, resume = bench.told("how=kill,seed=2")["arguments"]
+    *began, resume = bench.seen("how=kill,seed=2")["arguments"]
     assert {"+how=kill", "seed=2"} <= set(began)
     assert resume == 'resume="outputs/sweeps/s/how=kill,seed=2"'
     assert not (bench.sweep / "how=kill,seed=2" / "error.txt").exists()
@@ -445,25 +382,36 @@ def test_a_job_is_started_as_the_single_run_would_be(bench):
     # As where the sweep itself was started by something that starts ranks.
     done = bench.run("seed=0,1", "sweep.jobs=2", "+x=1", LOCAL_RANK="1", WORLD_SIZE="2")
     assert done.returncode == 0, done.stderr
-    told = bench.told("seed=1")
+    told = bench.seen("seed=1")
     assert told["arguments"] == ["seed=1", "+x=1", 'hydra.run.dir="outputs/sweeps/s/seed=1"']
     assert told["script"] == told["file"] == str(bench.folder / "stand_in.py")
     assert not told["spec"]  # else whoever replays the command line would say "-m"
     assert not {"LOCAL_RANK", "WORLD_SIZE", "HYDRA_FULL_ERROR"} & set(told["env"])
     assert told["loaded"]
     assert not told["terminal"]
-    assert told["pid"] != bench.told("seed=0")["pid"]
-    assert told["parent"] == bench.told("seed=0")["parent"]
+    assert told["pid"] != bench.seen("seed=0")["pid"]
+    assert told["parent"] == bench.seen("seed=0")["parent"]
 
 
 def test_without_warmth_each_job_is_a_new_python(bench):
     env = {k: v for k, v in os.environ.items() if k != "OMP_NUM_THREADS"}
     command = bench.command("seed=0,1", "sweep.jobs=2", "sweep.warm=false")
     subprocess.run(command, cwd=bench.folder, env=env, check=True, capture_output=True, timeout=60)
-    told = bench.told("seed=1")
-    assert told["env"]["OMP_NUM_THREADS"] == str(max(1, slots.cpus() // 2))
+    told = bench.seen("seed=1")
+    assert told["env"]["OMP_NUM_THREADS"] == str(max(1, devices.cpus() // 2))
     assert told["script"] == str(bench.folder / "stand_in.py")
     assert not told["loaded"]
+
+
+def test_a_job_sees_the_gpus_that_are_its_own(bench):
+    tool = bench.folder / "nvidia-smi"
+    tool.write_text("#!/bin/sh\necho 'GPU 0: A (UUID: x)'\necho 'GPU 1: A (UUID: y)'\n")
+    tool.chmod(0o755)
+    path = f"{bench.folder}:{os.environ['PATH']}"
+    done = bench.run("seed=0,1", PATH=path)
+    assert done.returncode == 0, done.stderr
+    seen = {bench.seen(f"seed={n}")["env"]["CUDA_VISIBLE_DEVICES"] for n in (0, 1)}
+    assert seen == {"0", "1"}
 
 
 def test_every_mistake_is_named_before_anything_runs(bench):
@@ -589,8 +537,8 @@ def test_a_signal_stops_all_jobs(bench, number, status):
     sweep = bench.start("+how=sleep,deaf,finish", "sweep.jobs=2")
     running = [bench.sweep / f"how={how}" for how in ("sleep", "deaf")]
     wait_until(lambda: all((folder / "ready").exists() for folder in running))
-    processes = [bench.told(folder.name)[who] for folder in running for who in ("pid", "peer")]
-    processes.append(bench.told("how=deaf")["parent"])
+    processes = [bench.seen(folder.name)[who] for folder in running for who in ("pid", "peer")]
+    processes.append(bench.seen("how=deaf")["parent"])
     assert all(map(alive, processes))
     sweep.send_signal(number)
     output, _ = sweep.communicate(timeout=30)
@@ -602,7 +550,7 @@ def test_a_signal_stops_all_jobs(bench, number, status):
         "how=finish": "waiting",
     }
     assert not (bench.sweep / "how=sleep" / "error.txt").exists()
-    assert "the same command goes on" in output
+    assert "run the same command to continue" in output
 
 
 def test_a_killed_sweep_leaves_no_process_and_the_next_goes_on(bench):
@@ -611,7 +559,7 @@ def test_a_killed_sweep_leaves_no_process_and_the_next_goes_on(bench):
     running = [bench.sweep / f"how={how}" for how in ("sleep", "deaf")]
     wait_until(lambda: all((folder / "ready").exists() for folder in running))
     wait_until(lambda: bench.states()["how=finish"] == "finished")
-    processes = [bench.told(folder.name)[who] for folder in running for who in ("pid", "peer")]
+    processes = [bench.seen(folder.name)[who] for folder in running for who in ("pid", "peer")]
     sweep.kill()
     sweep.communicate(timeout=10)
     # At once: it waits until the jobs of the first have saved and gone.
@@ -630,10 +578,10 @@ def test_a_killed_sweep_leaves_no_process_and_the_next_goes_on(bench):
 
 
 def test_without_its_server_a_sweep_ends_and_so_do_the_jobs(bench):
-    done = bench.run("+how=orphan,finish")
+    done = bench.run("+how=orphan,finish", "sweep.jobs=1")
     assert done.returncode != 0
     assert "the process that jobs are forked from has ended" in done.stderr
-    wait_until(lambda: not alive(bench.told("how=orphan")["pid"]))
+    wait_until(lambda: not alive(bench.seen("how=orphan")["pid"]))
     assert bench.states() == {"how=orphan": "failed", "how=finish": "waiting"}
 
 
@@ -662,36 +610,44 @@ def train_py(folder: Path, cache: Path, *overrides: str) -> subprocess.Completed
     )
 
 
-def test_a_plan_runs_nothing_and_says_what_it_would_take(config, tmp_path, monkeypatch, capsys):
+def planned(config, tmp_path, monkeypatch, *widths: float) -> list[JobRecord]:
+    """Jobs whose costs are measured in this process."""
     from omegaconf import OmegaConf
-
-    from resnet_lab.sweep import measure
 
     monkeypatch.setattr(
         plan,
         "_measure",
-        lambda jobs: measure.measure([job.config for job in jobs], str(tmp_path / "run")),
+        lambda records: measure.measure([r.job.config for r in records], str(tmp_path / "run")),
     )
-    jobs = []
-    for width, devices in ((0.25, 1), (0.5, 2)):
-        cfg = config(*TINY, f"model.width={width}", f"trainer.devices={devices}")
-        one = job(f"width={width}", devices=devices, folder=tmp_path / f"width={width}")
+    records = []
+    for width in widths:
+        cfg = config(*TINY, f"model.width={width}")
         settings = OmegaConf.to_container(cfg).items()
-        one.config = {k: v for k, v in settings if k not in grid.NOT_IDENTITY}
-        jobs.append(one)
-    costs = measure.measure([one.config for one in jobs], str(tmp_path / "run"))
-    assert [cost["steps"] for cost in costs["jobs"]] == [4, 4]
-    assert [cost["batch"] for cost in costs["jobs"]] == [64, 32]
-    small, large = costs["jobs"]
+        own = {k: v for k, v in settings if k not in grid.NOT_IDENTITY}
+        records.append(JobRecord(job(folder=tmp_path / f"width={width}", config=own)))
+    return records
+
+
+def test_a_plan_runs_nothing_and_shows_the_cost_of_each_job(config, tmp_path, monkeypatch, capsys):
+    records = planned(config, tmp_path, monkeypatch, 0.25, 0.5)
+    small, large = plan._measure(records)
+    assert [cost["steps"] for cost in (small, large)] == [4, 4]
     assert large["params"] > small["params"]
-    assert costs["step"] > 0
-    plan.plan(jobs, Slots(None, []))
+    plan.plan(records)
     said = capsys.readouterr().out
     assert f"{large['params']:,}" in said
     assert f"{large['macs'] / 1e6:,.2f} M" in said
-    assert "2 of 2 jobs to run: about 0:0" in said
-    assert not any(one.folder.exists() for one in jobs)
+    assert "2 of 2 jobs to run: the time can be estimated once a job has finished" in said
+    assert not any(record.folder.exists() for record in records)
     assert not (tmp_path / "run").exists()
+    # From a finished job, by multiply-adds.
+    records[0].state = State.FINISHED
+    records[0].folder.mkdir()
+    (records[0].folder / "result.json").write_text('{"seconds": 600}')
+    plan.plan(records)
+    said = capsys.readouterr().out
+    expected = show.duration(600 * large["macs"] / small["macs"])
+    assert f"1 of 2 jobs to run: about {expected} one after the other, by 1 finished jobs" in said
 
 
 def test_a_sweep_of_real_runs(tmp_path, shared_cache):

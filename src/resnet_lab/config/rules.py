@@ -172,7 +172,12 @@ RULES: dict[str, Rule] = {
         "a name for a folder, of letters, digits and . + = , - _",
     ),
     "sweep.jobs": (lambda v: v == "auto" or (_whole(v) and v >= 1), "1 or more, or auto"),
-    "sweep.devices_per_job": _or_null(_COUNT),
+    "sweep.jobs_per_device": _or_null(
+        (
+            lambda v: _number(v) and v > 0 and (v if v >= 1 else 1 / v) % 1 == 0,
+            "a whole number, or one divided by a whole number",
+        )
+    ),
     "sweep.on_error": _one_of("continue", "stop"),
     "sweep.retries": _WHOLE,
     "sweep.halving": _or_null((lambda v: _number(v) and v >= 2, "a number of 2 or more")),

@@ -2,12 +2,14 @@
 
 import json
 import re
+import sys
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
+from hydra._internal.utils import get_args_parser
 from hydra.core.config_loader import ConfigLoader
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override
@@ -19,7 +21,10 @@ from resnet_lab.config.compose import ABSENT, flat, typed, within
 from resnet_lab.config.errors import UserError
 from resnet_lab.config.messages import sentence
 from resnet_lab.screen import console
+from resnet_lab.sweep.job import Job
 
+# Hydra's own settings that belong to the sweep, not to a job.
+OF_THE_SWEEP = ("hydra.mode", "hydra.sweep", "hydra.run", "hydra.launcher", "hydra.sweeper")
 # What says where and how jobs run, not what they compute.
 NOT_IDENTITY = ("hydra", "sweep", "run_dir", "resume")
 MOVABLE = ("data.cache_dir",)
@@ -27,34 +32,12 @@ MANY = 50  # jobs, from which on checking them takes long enough to be announced
 ROOT_GROUP = "experiment"  # its files change any part of the config
 
 
-@dataclass
-class Job:
-    """One point of the grid, and how far it is.
-
-    `overrides` are what a user would type for the single run, `swept` those of them that name its
-    folder, by key. `config` is what they compose to, interpolations unresolved and nothing filled
-    in from the data. `max_epochs` is None where steps or time limit the run. `state` is one of
-    waiting, running, finished, pruned, failed, interrupted, or paused at its rung: the epochs after
-    which it stops (None: at its end); `seconds` and `attempts` count all attempts so far.
-    """
-
-    folder: Path
-    overrides: list[str]
-    swept: dict[str, str]
-    config: dict[str, Any]
-    devices: int | None  # None: all that there are
-    on_cpu: bool
-    max_epochs: int | None
-    state: str = "waiting"
-    seconds: float = 0.0
-    attempts: int = 0
-    error: str | None = None
-    resume: bool = False  # the next attempt goes on from the newest checkpoint
-    rung: int | None = None
-
-    @property
-    def name(self) -> str:
-        return self.folder.name
+def points(arguments: Sequence[str], loader: ConfigLoader) -> list[list[str]]:
+    """The combinations of a command line's values, each as the overrides of one job."""
+    parser = OverridesParser.create(config_loader=loader)
+    jobs: list[list[str]]
+    (jobs,) = BasicSweeper.split_arguments(parser.parse_overrides(list(arguments)), None)
+    return jobs
 
 
 def swept_keys(arguments: Iterable[str]) -> list[str]:
@@ -76,8 +59,8 @@ def folder_names(jobs: Sequence[Sequence[str]], keys: Sequence[str]) -> list[str
     """A name for each job: "model=resnet20,shortcut=A,seed=0".
 
     Of a key the last component is shown, or all where two would look the same; of a value what
-    may stand in a folder name. ValueError where two jobs get the same, or one does not tell
-    the value of a key.
+    may stand in a folder name. UserError where two jobs get the same, or one does not give
+    a key a value.
     """
     last = {key: re.split(r"[./]", key)[-1] for key in keys}
     seen = Counter(last.values())
@@ -120,6 +103,7 @@ def compose(
         UserError: every mistake, and the jobs that have it.
     """
     jobs: list[Job] = []
+    extra = for_every_job(master)
     faulty: dict[str, list[str]] = {}
     composer = _Composer(master, loader)
     if len(names) > MANY:
@@ -129,7 +113,7 @@ def compose(
             cfg = composer.compose(job_overrides)
             check(cfg)
             swept = {key: _keyed(job_overrides)[key] for key in keys}
-            jobs.append(_job(sweep_folder / name, cfg, job_overrides, swept, master))
+            jobs.append(_job(sweep_folder / name, cfg, [*extra, *job_overrides], swept, master))
         except Exception as error:
             message = sentence(error)
             if message is None:
@@ -192,12 +176,29 @@ def _job_config(master: DictConfig, loader: ConfigLoader, overrides: Sequence[st
     """A job's config, with the time and all else that is the sweep's.
 
     Not `load_sweep_config`: from Hydra 1.4 on it refuses a job that is itself a sweep with a
-    sentence of its own, before ours can say over what.
+    sentence of its own, which does not say over what.
     """
     given = [*typed(master, "hydra"), *overrides]
     cfg = loader.load_configuration(master.hydra.job.config_name, given, RunMode.RUN)
     OmegaConf.copy_cache(from_config=master, to_config=cfg)
     return cfg
+
+
+def for_every_job(master: DictConfig) -> list[str]:
+    """The words of the command line that are for Hydra, and hold for each job, too."""
+    options = get_args_parser().parse_args(sys.argv[1:])
+    places = {
+        "--config-path": options.config_path,
+        "--config-name": options.config_name,
+        "--config-dir": options.config_dir,
+    }
+    flags = [f"{flag}={value}" for flag, value in places.items() if value is not None]
+    settings = [
+        override
+        for override in typed(master, "hydra")
+        if not override.lstrip("+~").replace("/", ".").startswith(OF_THE_SWEEP)
+    ]
+    return [*flags, *settings]
 
 
 def _fault(line: str, names: list[str], n_jobs: int) -> str:
@@ -219,19 +220,20 @@ def _job(
         raise UserError(
             f"trainer.devices={list(devices)}: a sweep hands out devices by itself; say how many."
         )
-    wish = master.sweep.devices_per_job
-    if wish is not None and devices not in ("auto", -1, wish):
+    each = master.sweep.jobs_per_device
+    if each is not None and each < 1 and devices not in ("auto", -1, round(1 / each)):
         raise UserError(
-            f"sweep.devices_per_job={wish} contradicts trainer.devices={devices}; give one of them."
+            f"sweep.jobs_per_device={each} gives each job {round(1 / each)} devices, which "
+            f"contradicts trainer.devices={devices}; add trainer.devices=auto."
         )
     config: dict[str, Any] = OmegaConf.to_container(cfg)  # type: ignore[assignment]
     config = {key: value for key, value in config.items() if key not in NOT_IDENTITY}
     return Job(
         folder=folder,
-        overrides=[o for o in overrides if not _key(o).startswith("sweep.")],
+        overrides=tuple(o for o in overrides if not _key(o).startswith("sweep.")),
         swept=swept,
         config=json.loads(json.dumps(config)),  # as it will be read again
-        devices=wish if devices in ("auto", -1) else devices,
+        devices=None if devices in ("auto", -1) else devices,
         on_cpu=cfg.trainer.accelerator in ("cpu", "mps"),
         max_epochs=cfg.trainer.max_epochs if (cfg.trainer.max_epochs or -1) > 0 else None,
     )

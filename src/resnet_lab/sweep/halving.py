@@ -1,10 +1,10 @@
-"""`sweep.halving=3`: after a part of the epochs the best third of a grid's settings goes on.
+"""`sweep.halving=3`: after a part of the epochs only the best third of a grid's settings continues.
 
-Jamieson and Talwalkar 2016, arXiv 1502.07943, Section 3 (successive halving); here a job that goes
-on is resumed from its checkpoint, so it ends as it would have ended without. All jobs stop at the
+Jamieson and Talwalkar 2016, arXiv 1502.07943, Section 3 (successive halving); here survivors are
+resumed from their checkpoints, so they end as they would have ended without. All jobs pause at the
 same epochs, the rungs, as in one bracket of Li et al. 2018, arXiv 1603.06560, Section 3.1.
 
-What has been decided is kept nowhere: it follows from the figures in the job folders, each time.
+Decisions are not stored: they follow from the figures in the job folders, each time.
 """
 
 import math
@@ -14,11 +14,12 @@ from statistics import fmean
 from omegaconf import OmegaConf
 
 from resnet_lab.config.errors import UserError
+from resnet_lab.run.state import State
 from resnet_lab.screen import console
 from resnet_lab.sweep import show
-from resnet_lab.sweep.grid import Job
+from resnet_lab.sweep.job import Job, JobRecord
 
-OVER = ("finished", "failed")  # no figure is to come from such a job
+OVER = (State.FINISHED, State.FAILED)  # no figure is to come from such a job
 
 
 def rungs(max_epochs: int, factor: float, n_settings: int) -> list[int]:
@@ -53,10 +54,10 @@ def ranking(figures: Sequence[Sequence[float | None]]) -> list[int]:
 
 
 def check(jobs: Sequence[Job]) -> None:
-    """ValueError, a sentence, where these jobs cannot be compared after equal numbers of epochs."""
+    """Raise UserError where these jobs cannot be compared after equal numbers of epochs."""
     lengths = set()
     for job in jobs:
-        cfg = OmegaConf.create(job.config)
+        cfg = OmegaConf.create(dict(job.config))
         trainer = cfg.trainer
         if job.max_epochs is None or trainer.max_steps > 0 or trainer.fast_dev_run:
             raise UserError(
@@ -88,46 +89,41 @@ def check(jobs: Sequence[Job]) -> None:
 
 
 class Halving:
-    """The jobs of a grid, rung by rung; for `run` the source of those that go on.
+    """The jobs of a grid, rung by rung.
 
     Making it sets the state of each job: waiting where it has to train now, paused where it has
-    come to the rung and others have not, pruned where its setting has been cut.
+    reached the rung and others have not, pruned where its setting has been cut.
 
     Args:
-        jobs: in the order of the grid, as `ledger.look` leaves them, and as `check` wants them.
-        factor: one setting in so many goes on.
+        records: in the order of the grid, as `ledger.refresh` leaves them; checked by `check`.
+        factor: one setting in so many continues.
     """
 
-    def __init__(self, jobs: list[Job], factor: float) -> None:
-        self._jobs = jobs
+    def __init__(self, records: list[JobRecord], factor: float) -> None:
+        self._records = records
         self._factor = factor
-        by_setting: dict[tuple[tuple[str, str], ...], list[Job]] = {}
-        for job in jobs:
-            setting = tuple((key, value) for key, value in job.swept.items() if key != "seed")
-            by_setting.setdefault(setting, []).append(job)
+        by_setting: dict[tuple[tuple[str, str], ...], list[JobRecord]] = {}
+        for record in records:
+            swept = record.job.swept.items()
+            setting = tuple((key, value) for key, value in swept if key != "seed")
+            by_setting.setdefault(setting, []).append(record)
         self._settings = list(by_setting.values())
-        assert jobs[0].max_epochs is not None
-        self._rungs = rungs(jobs[0].max_epochs, factor, len(self._settings))
+        max_epochs = records[0].job.max_epochs
+        assert max_epochs is not None
+        self._rungs = rungs(max_epochs, factor, len(self._settings))
         self._decided: list[str] = []  # a sentence for each rung
         self._settle()
-        self._told = len(self._decided)
+        self._n_announced = len(self._decided)
 
-    @property
-    def left(self) -> int:
-        return sum(job.state == "paused" for job in self._jobs)
-
-    def more(self) -> list[Job]:
-        """The jobs of the next rung once all of this one have ended; see `run.Source`."""
-        if any(job.state == "running" for job in self._jobs):
+    def more(self) -> list[JobRecord]:
+        """The jobs of the next rung once all of this one have ended; see `loop.Source`."""
+        if any(r.state in (State.RUNNING, State.PENDING) for r in self._records):
             return []
         due = self._settle()
-        for sentence in self._decided[self._told :]:
+        for sentence in self._decided[self._n_announced :]:
             console.print(sentence, soft_wrap=True)
-        self._told = len(self._decided)
+        self._n_announced = len(self._decided)
         return due
-
-    def ended(self, job: Job) -> None:
-        """What it has reached stands in its folder."""
 
     @property
     def ahead(self) -> list[tuple[int, int]]:
@@ -138,66 +134,68 @@ class Halving:
             n = kept(n, self._factor)
         return found
 
-    def share(self, job: Job) -> float:
+    def share(self, record: JobRecord) -> float:
         """The part of its epochs that a job has ahead where chance alone chose the settings."""
-        if job.state in show.DONE:
+        if record.state.done:
             return 0.0
         before = self._rungs[len(self._decided) - 1] if self._decided else 0
         epochs = 0.0
         for rung, n in self.ahead:
-            if job.state != "paused" or rung > self.ahead[0][0]:
+            if record.state is not State.PAUSED or rung > self.ahead[0][0]:
                 epochs += (rung - before) * n / self._contenders
             before = rung
         return epochs / self._rungs[-1]
 
-    def _settle(self) -> list[Job]:
+    def _settle(self) -> list[JobRecord]:
         """Decide what can be decided, and set the states; returns the jobs that have to train."""
         settings, self._decided = self._settings, []
         for epochs in self._rungs[:-1]:
-            figures = [[_figure(job, epochs) for job in jobs] for jobs in settings]
+            figures = [[_figure(record, epochs) for record in seeds] for seeds in settings]
             if any(
-                figure is None and job.state not in OVER
-                for jobs, row in zip(settings, figures, strict=True)
-                for job, figure in zip(jobs, row, strict=True)
+                figure is None and record.state not in OVER
+                for seeds, row in zip(settings, figures, strict=True)
+                for record, figure in zip(seeds, row, strict=True)
             ):
-                return self._wait_for(settings, epochs)
+                return self._train_to(settings, epochs)
             rung = f"the rung of {epochs} epoch{'s' if epochs > 1 else ''}"
             order = ranking(figures)
             n = kept(len(settings), self._factor)
             for place, number in enumerate(order[n:], n + 1):
                 failed = ", a job of it failed" if None in figures[number] else ""
-                for job in settings[number]:
-                    if job.state not in OVER:
-                        job.state = "pruned"
-                        job.error = (
+                for record in settings[number]:
+                    if record.state not in OVER:
+                        record.state = State.PRUNED
+                        record.error = (
                             f"cut at {rung}: place {place} of {len(settings)} settings by "
                             f"validation accuracy{failed}"
                         )
-            self._decided.append(f"{rung}: {n} of {len(settings)} settings go on")
+            self._decided.append(f"{rung}: {n} of {len(settings)} settings continue")
             settings = [settings[number] for number in sorted(order[:n])]
-        return self._wait_for(settings, None)
+        return self._train_to(settings, None)
 
-    def _wait_for(self, settings: list[list[Job]], epochs: int | None) -> list[Job]:
-        """The jobs of `settings` that have to train to the rung of `epochs`, None being the end."""
+    def _train_to(self, settings: list[list[JobRecord]], epochs: int | None) -> list[JobRecord]:
+        """The jobs of `settings` that have to train to the rung of `epochs`; None: to the end."""
         self._contenders = len(settings)
         due = []
-        for job in (job for jobs in settings for job in jobs if job.state not in OVER):
-            if epochs is None or _figure(job, epochs) is None:
-                job.state, job.rung = "waiting", epochs
-                due.append(job)
+        for record in (record for seeds in settings for record in seeds):
+            if record.state in OVER:
+                continue
+            if epochs is None or _figure(record, epochs) is None:
+                record.state, record.rung = State.WAITING, epochs
+                due.append(record)
             else:
-                job.state = "paused"
+                record.state = State.PAUSED
         return due
 
 
-def _figure(job: Job, epochs: int) -> float | None:
-    """The validation accuracy after so many epochs, or the last one of a run that has ended before.
+def _figure(record: JobRecord, epochs: int) -> float | None:
+    """The validation accuracy after so many epochs, or the last one of a run that ended before.
 
-    None where there is none, or where what lies in the folder does not count: the job begins anew.
+    None where there is none, or where the folder's figures do not count: the job begins anew.
     """
-    if job.state == "waiting" and not job.resume:
+    if record.state is State.WAITING and not record.resume:
         return None
-    by_epoch = show.accuracies(job.folder)
-    if job.state == "finished" and by_epoch:
+    by_epoch = show.accuracies(record.folder)
+    if record.state is State.FINISHED and by_epoch:
         epochs = min(epochs, max(by_epoch))
     return by_epoch.get(epochs)

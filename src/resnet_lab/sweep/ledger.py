@@ -1,10 +1,10 @@
-"""What the folders say: which jobs are done, which go on, which begin anew.
+"""The state of a sweep on disk: which jobs are done, which are resumed, which begin anew.
 
 A sweep folder holds `sweep.json` (name, command, started, updated, keys, jobs), for people and the
 report; what is to be done is read from the job folders alone. Each holds `sweep_job.json`: the
 job's overrides, the swept ones among them (for the run's row in HPARAMS), its config as composed,
-and its attempts, the last of which has no `state` while it runs. An
-attempt that is not gone on with lies in `attempt-1`, `attempt-2`, ... below it.
+and its attempts, the last of which has no `state` while it runs. The files of an attempt that is
+not resumed are kept in `attempt-1`, `attempt-2`, ... below it.
 """
 
 import contextlib
@@ -22,9 +22,11 @@ from typing import IO, Any
 from resnet_lab.config.errors import UserError
 from resnet_lab.files import read_json, write_json, write_text
 from resnet_lab.run.folder import RunFolder, SweepFolder, program
+from resnet_lab.run.state import State
 from resnet_lab.run.stop import STATUS, TIME_IS_OVER
 from resnet_lab.screen import console
-from resnet_lab.sweep.grid import ROOT_GROUP, Job, differences
+from resnet_lab.sweep.grid import ROOT_GROUP, differences
+from resnet_lab.sweep.job import JobRecord
 
 try:
     import fcntl
@@ -32,14 +34,14 @@ except ImportError:  # Windows, where jobs cannot be forked either
     fcntl = None  # type: ignore[assignment]
 
 LAST_LINES = 40
-# What result.json says of a run that came to its end, and the state of its job.
-DONE = {"finished": "finished", "fast_dev_run": "finished", "pruned": "pruned"}
-# How a run ends that was told to stop: by a signal, or by trainer.max_time.
+# The status of a run in result.json that has come to its end, and the state of its job.
+DONE = {"finished": State.FINISHED, "fast_dev_run": State.FINISHED, "pruned": State.PRUNED}
+# How a run ends that was asked to stop: by a signal, or by trainer.max_time.
 STOPPED = (*STATUS.values(), TIME_IS_OVER)
 
 
 def read(path: Path) -> dict[str, Any] | None:
-    """A JSON object from a file, None where there is none. ValueError where it is not whole."""
+    """A JSON object from a file, None where there is none; UserError where it is not whole."""
     try:
         content = read_json(path)
     except FileNotFoundError:
@@ -59,10 +61,13 @@ def now() -> str:
 
 @contextlib.contextmanager
 def locked(folder: Path, patience: float) -> Iterator[int]:
-    """Nobody else runs this sweep; yields the lock's file descriptor.
+    """Hold the lock of this sweep; yields its file descriptor.
 
     The processes of the sweep inherit it, so that after the parent was killed the next one waits
-    until they have saved and gone, up to `patience` seconds. ValueError where they do not go.
+    until they have saved and ended.
+
+    Raises:
+        UserError: another command still has it after `patience` seconds.
     """
     folder.mkdir(parents=True, exist_ok=True)
     RunFolder(folder).refuse_links()
@@ -74,7 +79,7 @@ def locked(folder: Path, patience: float) -> Iterator[int]:
 def _lock(file: IO[str], folder: Path, patience: float) -> None:
     if fcntl is None:
         return
-    until, told = time.monotonic() + patience, False
+    until, announced = time.monotonic() + patience, False
     while True:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -83,16 +88,20 @@ def _lock(file: IO[str], folder: Path, patience: float) -> None:
                 raise UserError(
                     f"{folder}: this sweep is running in another process; wait for it or stop it."
                 ) from None
-            if not told:
+            if not announced:
                 console.print("waiting for the processes of this sweep that still run ...")
-                told = True
+                announced = True
             time.sleep(0.1)
         else:
             return
 
 
 def known(folder: Path) -> dict[str, Any] | None:
-    """What `sweep.json` holds; None where a sweep may begin. ValueError in a folder of others."""
+    """The content of `sweep.json`; None where a sweep may begin.
+
+    Raises:
+        UserError: the folder holds something else.
+    """
     record = read(SweepFolder(folder).record)
     if record is None and folder.exists():
         if not folder.is_dir() or any(
@@ -115,11 +124,11 @@ def _is_record(record: dict[str, Any]) -> bool:
     )
 
 
-def merge_keys(record: dict[str, Any] | None, keys: list[str], force: bool) -> list[str]:
-    """The keys that name the folders: those of the sweep so far, where it has begun."""
-    if record is None or not record["jobs"]:
+def merge_keys(previous: dict[str, Any] | None, keys: list[str], force: bool) -> list[str]:
+    """The keys that name the folders: first those of the sweep so far."""
+    if previous is None or not previous["jobs"]:
         return keys
-    before: list[str] = record["keys"]
+    before: list[str] = previous["keys"]
     new = [key for key in keys if key not in before]
     if new and not force:
         raise UserError(
@@ -129,20 +138,29 @@ def merge_keys(record: dict[str, Any] | None, keys: list[str], force: bool) -> l
     return [*before, *new]
 
 
-def look(jobs: Sequence[Job], keys: Sequence[str], others: Sequence[Path], force: bool) -> None:
-    """Set each job's state from its folder: finished, or waiting (perhaps to go on).
+def refresh(
+    records: Sequence[JobRecord], keys: Sequence[str], others: Sequence[Path], force: bool
+) -> None:
+    """Set the state of each job from its folder: done, or waiting (perhaps to be resumed).
 
-    `others` are the folders of the sweep's earlier jobs. ValueError where a setting that is not
-    swept has changed, unless `force`: such jobs then begin anew.
+    Args:
+        keys: those that are swept.
+        others: the folders of the sweep's earlier jobs.
+        force: jobs whose settings have changed begin anew.
+
+    Raises:
+        UserError: a setting that is not swept has changed, and not `force`.
     """
     changes: dict[str, None] = {}
-    for job in jobs:
-        record = look_at(job)
-        if record is not None and (changed := differences(record["config"], job.config, ())):
+    for record in records:
+        content = refresh_job(record)
+        if content is None:
+            continue
+        if changed := differences(content["config"], record.job.config, ()):
             changes |= dict.fromkeys(changed)
-            job.state, job.resume = "waiting", False
+            record.state, record.resume = State.WAITING, False
     if ROOT_GROUP not in keys and not force:
-        changes |= dict.fromkeys(_against_others(jobs, keys, others))
+        changes |= dict.fromkeys(_against_others(records, keys, others))
     if changes and not force:
         raise UserError(
             "This sweep was begun with other settings (old -> new):\n  "
@@ -152,62 +170,83 @@ def look(jobs: Sequence[Job], keys: Sequence[str], others: Sequence[Path], force
         )
 
 
-def _against_others(jobs: Sequence[Job], keys: Sequence[str], others: Sequence[Path]) -> list[str]:
-    """What new points of the grid have set otherwise than an earlier job, the grid apart."""
-    besides = [key.replace("/", ".") for key in keys]
+def _against_others(
+    records: Sequence[JobRecord], keys: Sequence[str], others: Sequence[Path]
+) -> list[str]:
+    """Where new points of the grid differ from an earlier job in keys that are not swept."""
+    swept = [key.replace("/", ".") for key in keys]
     for folder in others:
-        record = read(RunFolder(folder).job)
-        if record is not None:
-            new = [job for job in jobs if not job.folder.exists()]
-            return [d for job in new for d in differences(record["config"], job.config, besides)]
+        content = read(RunFolder(folder).job)
+        if content is not None:
+            new = [record for record in records if not record.folder.exists()]
+            return [
+                difference
+                for record in new
+                for difference in differences(content["config"], record.job.config, swept)
+            ]
     return []
 
 
-def look_at(job: Job) -> dict[str, Any] | None:
+def refresh_job(record: JobRecord) -> dict[str, Any] | None:
     """Set the state of one job from its folder; returns its `sweep_job.json`."""
-    record = read(RunFolder(job.folder).job)
-    if record is None:
-        if job.folder.exists() and any(job.folder.iterdir()):
-            raise UserError(f"{job.folder}: is no job of this sweep; move it away.")
+    folder = RunFolder(record.folder)
+    content = read(folder.job)
+    if content is None:
+        if record.folder.exists() and any(record.folder.iterdir()):
+            raise UserError(f"{record.folder}: is no job of this sweep; move it away.")
         return None
-    attempts = record["attempts"]
-    job.attempts = len(attempts)
-    job.seconds = sum(attempt["seconds"] for attempt in attempts)
-    result = read(RunFolder(job.folder).result)
+    attempts = content["attempts"]
+    record.attempts = len(attempts)
+    record.seconds = sum(attempt["seconds"] for attempt in attempts)
+    result = read(folder.result)
     if result is not None and result.get("status") in DONE:
-        job.state = DONE[result["status"]]
+        record.state = DONE[result["status"]]
     else:
         # Without a state the sweep itself was killed, and the job with it.
-        last = attempts[-1] if attempts else {}
-        stopped = last.get("state") in (None, "interrupted", "paused") or last["killed"]
-        job.resume = stopped and can_resume(job.folder)
-    return record
+        last = attempts[-1] if attempts else {"state": None}
+        stopped = last["state"] in (None, State.INTERRUPTED, State.PAUSED) or last["killed"]
+        record.resume = bool(stopped) and can_resume(record.folder)
+    return content
 
 
 def can_resume(folder: Path) -> bool:
-    """Whether `resume=folder` has something to go on from."""
+    """Whether `resume=folder` finds a checkpoint."""
     run = RunFolder(folder)
     return run.config.exists() and run.last.exists()
 
 
-def begin(job: Job) -> list[str]:
+def prepare(record: JobRecord) -> list[str]:
     """Make the folder ready for the next attempt; returns the arguments for `train.py`."""
-    folder = job.folder
-    record = read(RunFolder(folder).job) or {"attempts": []}
-    if job.resume:
-        RunFolder(folder).error.unlink(missing_ok=True)
+    folder, job = RunFolder(record.folder), record.job
+    content = read(folder.job) or {"attempts": []}
+    if record.resume:
+        folder.error.unlink(missing_ok=True)
     else:
-        _set_aside(folder)
-    record |= {"overrides": job.overrides, "swept": job.swept, "config": job.config}
-    record["attempts"].append({"started": now(), "seconds": 0.0, "state": None, "killed": False})
-    folder.mkdir(exist_ok=True)
-    write_json(RunFolder(folder).job, record, durable=True)
-    job.state, job.error = "running", None
-    job.attempts = len(record["attempts"])
+        _set_aside(record.folder)
+    content |= {"overrides": job.overrides, "swept": job.swept, "config": job.config}
+    record.folder.mkdir(exist_ok=True)
+    write_json(folder.job, content, durable=True)
     # A run is resumed by the very command that began it.
-    pause = [f"callbacks.last.pause_after={job.rung}"] if job.rung is not None else []
-    key = "resume" if job.resume else "hydra.run.dir"
-    return [*job.overrides, *pause, f"{key}={quoted(folder)}"]
+    pause = [f"callbacks.last.pause_after={record.rung}"] if record.rung is not None else []
+    key = "resume" if record.resume else "hydra.run.dir"
+    return [*job.overrides, *pause, f"{key}={quoted(record.folder)}"]
+
+
+def begin(record: JobRecord) -> None:
+    """Note that an attempt has begun; one that an earlier command has begun is taken over."""
+    content = _content(record)
+    attempts = content["attempts"]
+    if not attempts or attempts[-1]["state"] is not None:
+        attempts.append({"started": now(), "seconds": 0.0, "state": None, "killed": False})
+        write_json(RunFolder(record.folder).job, content, durable=True)
+    record.state, record.error = State.RUNNING, None
+    record.attempts = len(attempts)
+
+
+def _content(record: JobRecord) -> dict[str, Any]:
+    content = read(RunFolder(record.folder).job)
+    assert content is not None
+    return content
 
 
 def quoted(path: Path) -> str:
@@ -217,7 +256,7 @@ def quoted(path: Path) -> str:
 
 
 def _set_aside(folder: Path) -> None:
-    """Move what an earlier attempt left into `attempt-N`; nothing is lost."""
+    """Move the files of an earlier attempt into `attempt-N`; nothing is lost."""
     if not folder.exists():
         return
     left = [
@@ -233,52 +272,53 @@ def _set_aside(folder: Path) -> None:
             path.rename(target / path.name)
 
 
-def end(job: Job, status: int, seconds: float, told_to_stop: bool) -> None:
+def end(record: JobRecord, status: int, seconds: float, stopping: bool) -> None:
     """Judge an attempt whose process is gone, by its folder; leaves error.txt where it failed.
 
     Args:
         status: of the process: 0 and above it exited with, below 0 the signal that killed it.
-        told_to_stop: whether the sweep itself had asked it to stop.
+        stopping: whether the sweep had asked it to stop.
     """
-    folder = job.folder
+    folder = RunFolder(record.folder)
     killed = status < 0 or status in STOPPED
     try:
-        result = read(RunFolder(folder).result) or {}
+        result = read(folder.result) or {}
     except UserError as error:
         result = {"error": str(error)}
     if result.get("status") in DONE:
-        job.state = DONE[result["status"]]
-    elif result.get("status") == "paused":
-        job.state = "paused"
-    elif told_to_stop:
-        job.state, job.error = "interrupted", "stopped with the sweep"
+        record.state = DONE[result["status"]]
+    elif result.get("status") == State.PAUSED:
+        record.state = State.PAUSED
+    elif stopping:
+        record.state, record.error = State.INTERRUPTED, "stopped with the sweep"
     else:
-        tail = last_lines(RunFolder(folder).console)
-        job.state, job.error = "failed", reason(status)
-        # What the run itself could still write tells more than the last line on its screen.
+        tail = last_lines(folder.console)
+        record.state, record.error = State.FAILED, reason(status)
+        # What the run itself could still write says more than the last line on its screen.
         last = next((line.strip() for line in reversed(tail) if line.strip()), "")
-        stopped = result.get("status") == "interrupted"  # said before it was killed
-        if (status > 0 or stopped) and (told := str(result.get("error") or last)):
-            job.error += f": {told[:300]}"
+        stopped = result.get("status") == State.INTERRUPTED  # written before it was killed
+        if (status > 0 or stopped) and (cause := str(result.get("error") or last)):
+            record.error += f": {cause[:300]}"
         write_text(
-            RunFolder(folder).error,
-            f"{job.error}\n\nThe last lines of console.log:\n{''.join(tail)}",
+            folder.error,
+            f"{record.error}\n\nThe last lines of console.log:\n{''.join(tail)}",
         )
-    job.seconds += seconds
-    job.resume = (killed or told_to_stop or job.state == "paused") and can_resume(folder)
-    record = read(RunFolder(folder).job)
-    assert record is not None
-    record["attempts"][-1] |= {
+    record.seconds += seconds
+    record.resume = (killed or stopping or record.state is State.PAUSED) and can_resume(
+        record.folder
+    )
+    content = _content(record)
+    content["attempts"][-1] |= {
         "seconds": round(seconds, 3),
-        "state": job.state,
+        "state": record.state,
         "killed": killed,
-        "error": job.error,
+        "error": record.error,
     }
-    write_json(RunFolder(folder).job, record, durable=True)
+    write_json(folder.job, content, durable=True)
 
 
 def reason(status: int) -> str:
-    """How a process ended, for people."""
+    """How a process ended, in words."""
     if status >= 0:
         return f"ended with exit status {status} before it had finished"
     try:
@@ -298,35 +338,36 @@ def last_lines(path: Path) -> list[str]:
 
 def write_sweep(
     folder: Path,
-    record: dict[str, Any] | None,
+    previous: dict[str, Any] | None,
     keys: list[str],
-    jobs: list[Job],
+    records: list[JobRecord],
     search: dict[str, Any] | None = None,
 ) -> None:
-    """Write `sweep.json`: these jobs, after those of `record` that are not among them.
+    """Write `sweep.json`: these jobs, after those of `previous` that are not among them.
 
-    search: of a search, what it looks for and where; see `search.describe`.
+    Args:
+        search: the description of a search; see `search.describe`.
     """
-    here = {job.name for job in jobs}
-    earlier = [job for job in record["jobs"] if job["folder"] not in here] if record else []
+    here = {record.name for record in records}
+    earlier = [job for job in previous["jobs"] if job["folder"] not in here] if previous else []
     content = {
         "name": folder.name,
         "command": command(),
-        "started": record["started"] if record else now(),
+        "started": previous["started"] if previous else now(),
         "updated": now(),
         "keys": keys,
         **({"search": search} if search else {}),
         "jobs": earlier
         + [
             {
-                "folder": job.name,
-                "overrides": job.overrides,
-                "state": job.state,
-                "seconds": round(job.seconds, 3),
-                "attempts": job.attempts,
-                "error": job.error,
+                "folder": record.name,
+                "overrides": record.job.overrides,
+                "state": record.state,
+                "seconds": round(record.seconds, 3),
+                "attempts": record.attempts,
+                "error": record.error,
             }
-            for job in jobs
+            for record in records
         ],
     }
     write_json(SweepFolder(folder).record, content, durable=True)

@@ -1,35 +1,54 @@
-"""What a sweep shows: one live table on a terminal, elsewhere a line per event; a table at the end.
+"""What a sweep prints: a live table on a terminal, elsewhere a line per event; a closing table.
 
-The best job is chosen by validation accuracy; test accuracy stands beside it.
+The best job is chosen by validation accuracy; test accuracy is printed beside it.
 """
 
 import time
 from collections import Counter
+from collections.abc import Callable, Sequence
+from datetime import datetime, timedelta
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
+from rich.console import Group
 from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
 from resnet_lab.files import read_rows
 from resnet_lab.run.folder import RunFolder
+from resnet_lab.run.state import State
 from resnet_lab.screen import console, duration
-from resnet_lab.sweep.grid import Job
+from resnet_lab.sweep.job import JobRecord
 
-STYLES = {"failed": "red", "interrupted": "yellow", "finished": "green", "running": "bold"}
-# Who is shown first.
-ORDER = ("running", "failed", "interrupted", "waiting", "paused", "pruned", "finished")
-DONE = ("finished", "pruned")
-JUDGED = (*DONE, "paused")
+STYLES = {
+    State.FAILED: "red",
+    State.INTERRUPTED: "yellow",
+    State.FINISHED: "green",
+    State.RUNNING: "bold",
+}
+# Which jobs are shown first.
+ORDER = (
+    *(State.RUNNING, State.PENDING, State.FAILED, State.INTERRUPTED),
+    *(State.WAITING, State.PAUSED, State.PRUNED, State.FINISHED),
+)
+DAY = timedelta(days=1)
 
 
 class Display:
-    """The state of `jobs` while they run. A context manager; `update` may be called at any rate."""
+    """The state of jobs while they run. A context manager; `update` may be called at any rate.
 
-    def __init__(self, jobs: list[Job]) -> None:
-        self.jobs = jobs
-        self._began: dict[str, tuple[float, int]] = {}  # job -> time, epochs it had done before
+    Args:
+        records: may grow.
+        total: gives the number of jobs there will be.
+    """
+
+    def __init__(self, records: list[JobRecord], total: Callable[[], int]) -> None:
+        self.records, self.total = records, total
+        self._began = time.time()
+        self._starts: dict[str, tuple[float, int]] = {}  # job -> time, epochs done before
+        self._lengths: list[float] = []  # seconds of the jobs that have ended here
         self._due = 0.0
         self._live = Live(console=console, auto_refresh=False) if console.is_terminal else None
 
@@ -40,55 +59,103 @@ class Display:
 
     def __exit__(self, *_: object) -> None:
         if self._live is not None:
-            self._live.update(Text(""), refresh=True)  # the closing table says it all
+            self._live.update(Text(""), refresh=True)  # the closing table replaces it
             self._live.stop()
 
-    def started(self, job: Job) -> None:
-        epochs, _ = progress(job.folder)
-        self._began[job.name] = (time.monotonic(), epochs if job.resume else 0)
+    def started(self, record: JobRecord) -> None:
+        epochs, _ = progress(record.folder)
+        self._starts[record.name] = (time.time(), epochs if record.resume else 0)
         if self._live is None:
-            how = f", resumed after epoch {epochs}" if job.resume else ""
-            attempt = f" (attempt {job.attempts}{how})" if job.attempts > 1 else ""
-            console.print(f"started     {job.name}{attempt}", soft_wrap=True)
+            how = f", resumed after epoch {epochs}" if record.resume else ""
+            attempt = f" (attempt {record.attempts}{how})" if record.attempts > 1 else ""
+            console.print(f"started     {record.name}{attempt}", soft_wrap=True)
 
-    def ended(self, job: Job) -> None:
+    def ended(self, record: JobRecord) -> None:
+        start, _ = self._starts.pop(record.name)
+        if record.state.done:
+            self._lengths.append(time.time() - start)
         if self._live is None:
-            what = _scores_text(job) if job.state in JUDGED else job.error
+            detail = _scores_text(record) if record.state.has_figures else record.error
             console.print(
-                f"{job.state:<12}{job.name}   {duration(job.seconds)}   {what}", soft_wrap=True
+                f"{record.state:<12}{record.name}   {duration(record.seconds)}   {detail}",
+                soft_wrap=True,
             )
 
     def update(self) -> None:
         """Draw the live table again, at most once a second."""
-        if self._live is None or time.monotonic() < self._due:
+        if self._live is None or time.time() < self._due:
             return
-        self._due = time.monotonic() + 1
+        self._due = time.time() + 1
         self._live.update(self._table(), refresh=True)
 
-    def _table(self) -> Table:
-        count = Counter(job.state for job in self.jobs)
-        caption = ", ".join(f"{count[state]} {state}" for state in ORDER if count[state])
-        table = Table("job", "state", "epoch", "val acc", "left", caption=caption)
-        room = max(3, console.height - 6)
-        first = sorted(self.jobs, key=lambda job: ORDER.index(job.state))[:room]
-        for job in (job for job in self.jobs if job in first):
-            epochs, accuracy = progress(job.folder) if job.state != "waiting" else (0, None)
+    def _table(self) -> Group:
+        count = Counter(record.state for record in self.records)
+        counts = ", ".join(f"{count[state]} {state}" for state in ORDER if count[state])
+        table = Table("job", "state", "epoch", "val acc", "elapsed", "left")
+        rows = max(3, console.height - 7)
+        first = sorted(self.records, key=lambda record: ORDER.index(record.state))[:rows]
+        for record in (record for record in self.records if record in first):
+            epochs, accuracy = progress(record.folder) if record.attempts else (0, None)
+            running = record.state is State.RUNNING
+            last = record.rung or record.job.max_epochs
             table.add_row(
-                job.name,
-                Text(job.state, STYLES.get(job.state, "")),
-                f"{epochs}/{job.rung or job.max_epochs or '?'}" if epochs else "",
+                record.name,
+                Text(record.state, STYLES.get(record.state, "")),
+                _epoch_text(epochs, last, running),
                 "" if accuracy is None else f"{accuracy:.4f}",
-                self._left(job, epochs) if job.state == "running" else "",
+                duration(time.time() - self._starts[record.name][0]) if running else "",
+                _duration_or_nothing(self._left(record)) if running else "",
             )
-        return table
+        return Group(table, Text(f"{counts}\n{self._outlook()}", no_wrap=True))
 
-    def _left(self, job: Job, epochs: int) -> str:
-        began, before = self._began[job.name]
-        last = job.rung or job.max_epochs
-        if epochs <= before or last is None:
-            return ""
-        each = (time.monotonic() - began) / (epochs - before)
-        return duration(max(0.0, each * (last - before) - (time.monotonic() - began)))
+    def _left(self, record: JobRecord) -> float | None:
+        """Seconds until a job that runs has ended, by its epochs so far or by other jobs."""
+        start, before = self._starts[record.name]
+        last = record.rung or record.job.max_epochs
+        try:
+            # The end of the newest epoch: since then nothing is known.
+            then = RunFolder(record.folder).metrics.stat().st_mtime
+        except OSError:
+            then = 0.0
+        epochs, _ = progress(record.folder)
+        since = time.time() - then
+        if last is not None and epochs > before and then > start:
+            return max(0.0, (then - start) / (epochs - before) * (last - epochs) - since)
+        if self._lengths:
+            return max(0.0, fmean(self._lengths) - (time.time() - start))
+        return None
+
+    def _outlook(self) -> str:
+        """How long the sweep has run, and when it will have ended."""
+        elapsed = time.time() - self._began
+        text = f"{duration(elapsed)} elapsed"
+        running = [record for record in self.records if record.state is State.RUNNING]
+        left = [self._left(record) for record in running]
+        known = [seconds for seconds in left if seconds is not None]
+        if not known or len(known) < len(left):
+            return text
+        n_done = sum(record.state.done for record in self.records)
+        n_waiting = self.total() - n_done - len(running)
+        each = [
+            time.time() - self._starts[r.name][0] + s for r, s in zip(running, known, strict=True)
+        ]
+        length = fmean(self._lengths or each)
+        seconds = (sum(known) + n_waiting * length) / len(running)
+        end = datetime.now() + timedelta(seconds=seconds)
+        day = "" if seconds < DAY.total_seconds() else f"{end:%Y-%m-%d} "
+        return f"{text}, {duration(seconds)} left, ends at about {day}{end:%H:%M}"
+
+
+def _epoch_text(epochs: int, last: int | None, running: bool) -> str:
+    if running and epochs == last:
+        return "test"
+    if running and not epochs:
+        return f"0/{last or '?'}"
+    return f"{epochs}/{last or '?'}" if epochs else ""
+
+
+def _duration_or_nothing(seconds: float | None) -> str:
+    return "" if seconds is None else duration(seconds)
 
 
 def progress(folder: Path) -> tuple[int, float | None]:
@@ -108,15 +175,13 @@ def accuracies(folder: Path) -> dict[int, float | None]:
     }
 
 
-def scores(job: Job) -> dict[str, Any]:
-    """result.json of a finished, pruned or paused job, else nothing."""
-    if job.state not in JUDGED:
-        return {}
-    return RunFolder(job.folder).read_result()
+def scores(record: JobRecord) -> dict[str, Any]:
+    """result.json of a job that has figures, else nothing."""
+    return RunFolder(record.folder).read_result() if record.state.has_figures else {}
 
 
-def _scores_text(job: Job) -> str:
-    result = scores(job)
+def _scores_text(record: JobRecord) -> str:
+    result = scores(record)
     return "   ".join(
         f"{split} acc {result[f'{split}/acc']:.4f}"
         for split in ("val", "test")
@@ -124,23 +189,26 @@ def _scores_text(job: Job) -> str:
     )
 
 
-def close(jobs: list[Job], folder: Path, left: int | None = None) -> None:
-    """Print the closing table, the best job, and what failed and where it is told.
+def close(records: Sequence[JobRecord], folder: Path, left: int) -> None:
+    """Print the closing table, the best job, and what failed and where to read why.
 
-    left: how many jobs the same command would go on with; None: all that have no result.
+    Args:
+        left: how many jobs the same command would still run.
     """
     table = Table("job", "state", "val acc", "test acc", "time")
-    results = {job.name: scores(job) for job in jobs}
-    for job in jobs:
+    results = {record.name: scores(record) for record in records}
+    for record in records:
         table.add_row(
-            job.name,
-            Text(job.state, STYLES.get(job.state, "")),
-            *(_figure(results[job.name], f"{split}/acc") for split in ("val", "test")),
-            duration(job.seconds) if job.attempts else "",
+            record.name,
+            Text(record.state, STYLES.get(record.state, "")),
+            *(_figure(results[record.name], f"{split}/acc") for split in ("val", "test")),
+            duration(record.seconds) if record.attempts else "",
         )
     console.print(table)
     judged = [
-        job.name for job in jobs if job.state == "finished" and "val/acc" in results[job.name]
+        record.name
+        for record in records
+        if record.state is State.FINISHED and "val/acc" in results[record.name]
     ]
     if judged:
         best = max(judged, key=lambda name: float(results[name]["val/acc"]))
@@ -149,14 +217,14 @@ def close(jobs: list[Job], folder: Path, left: int | None = None) -> None:
             f"test {_figure(results[best], 'test/acc')}",
             soft_wrap=True,
         )
-    for job in jobs:
-        if job.state == "failed":
-            console.print(f"failed: {job.folder / 'error.txt'}: {job.error}", soft_wrap=True)
-    if left is None:
-        left = sum(job.state not in DONE for job in jobs)
+    for record in records:
+        if record.state is State.FAILED:
+            error = RunFolder(record.folder).error
+            console.print(f"failed: {error}: {record.error}", soft_wrap=True)
     if left:
         console.print(
-            f"{left} of {max(left, len(jobs))} jobs are left; the same command goes on with them."
+            f"{left} of {max(left, len(records))} jobs remain; run the same command to continue.",
+            soft_wrap=True,
         )
     console.print(f"sweep folder: {folder}   (resnet-lab report {folder})", soft_wrap=True)
 

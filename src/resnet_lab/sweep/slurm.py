@@ -1,5 +1,6 @@
 """The jobs of a sweep as jobs of a SLURM cluster: submitted, asked about, cancelled."""
 
+import contextlib
 import os
 import shlex
 import shutil
@@ -7,37 +8,47 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass
 from pathlib import Path
-from types import TracebackType
+from typing import Any, Self
 
 from resnet_lab.config.errors import UserError
 from resnet_lab.files import write_text
 from resnet_lab.run.folder import RunFolder
+from resnet_lab.screen import console
 from resnet_lab.sweep import ledger
-from resnet_lab.sweep.grid import Job
-from resnet_lab.sweep.processes import RANKS, RENDEZVOUS
+from resnet_lab.sweep.executor import Ended
+from resnet_lab.sweep.job import Job
+from resnet_lab.sweep.local import RANKS, RENDEZVOUS
 
 NUMBER = "slurm_job"  # the file in a job's folder that holds its number at SLURM
 OVER = (
     *("BOOT_FAIL", "CANCELLED", "COMPLETED", "DEADLINE", "FAILED", "NODE_FAIL"),
     *("OUT_OF_MEMORY", "PREEMPTED", "REVOKED", "TIMEOUT"),
 )
+WAITING = ("PENDING", "CONFIGURING", "REQUEUED", "REQUEUE_HOLD", "REQUEUE_FED")
+# Part of sbatch's message where a limit of the cluster is reached or it is too busy to answer.
+NO_ROOM = ("submit limit", "maxsubmit", "maxjobs", "timed out", "temporarily", "try again")
+ANSWER_SECONDS = 60.0  # after which a command of SLURM counts as not answering
+ASKS_AT_RESTART = 6
 # A notice to the run alone (preemption, --signal=USR1@120): SLURM would take its end for the job's.
 # What ends the job itself, as scancel or its time limit, ends this script before.
-GO_ON_WHEN_TOLD_TO_STOP = """status=$?
+REQUEUE_WHEN_STOPPED = """status=$?
 test $status -ne 143 || scontrol requeue $SLURM_JOB_ID
 exit $status
 """
 
 
 @dataclass
-class Wanted:
+class SlurmResources:
     """What each job asks SLURM for; None leaves it to the cluster.
 
-    gpus: on each node; None is one for each of `trainer.devices`, and none on the CPU. cpus: for
-    each of `trainer.devices`. options: further ones of sbatch, such as --account=physics.
+    Attributes:
+        gpus: on each node; None: one for each of `trainer.devices`, and none on the CPU.
+        cpus: for each of `trainer.devices`.
+        options: further ones of sbatch, such as --account=physics.
+        poll_seconds: how often SLURM is asked.
     """
 
     partition: str | None
@@ -49,45 +60,72 @@ class Wanted:
     poll_seconds: float
 
 
-class SlurmJobs:
-    """Stands where `Processes` does on one machine, with the same methods.
+class Slurm:
+    """An `Executor`: each job is a batch script around `srun python train.py ...`.
 
-    A job is a batch script around `srun python train.py ...`. When one is gone its folder
-    tells what came of it; SLURM is only asked whether it is gone. Jobs outlive a sweep that is
-    killed, and the same command takes them up again.
+    When a job is gone its folder says how it ended; SLURM is only asked whether it is gone. Jobs
+    outlive a sweep that is killed, and the same command adopts them.
+
+    Args:
+        jobs: how many may be submitted at once; None: as many as the cluster takes.
+
+    Raises:
+        UserError: SLURM's commands are missing.
     """
 
-    lost = False  # there is no server of ours that could be
-    log = Path(os.devnull)
+    lost = None  # there is no server that could be
 
-    def __init__(self, script: Path, wanted: Wanted) -> None:
-        self._script = script
-        self._wanted = wanted
+    def __init__(
+        self, script: Path, resources: SlurmResources, grace_seconds: float, jobs: int | None
+    ) -> None:
+        self.grace_seconds = grace_seconds
+        self._script, self._resources, self._most = script, resources, jobs
         self._numbers: dict[str, str] = {}  # job -> its number
         self._since: dict[str, float] = {}  # job -> when it was first seen running
-        self._due = 0.0
+        self._pending: set[str] = set()
+        self._earlier: dict[str, str] = {}  # number -> state, before the folders were read
+        self._due = 0.0  # when SLURM is asked again
+        self._submit_again = 0.0  # when, after it refused a job
+        self._refusal = ""
         if missing := [name for name in ("sbatch", "squeue", "srun") if not shutil.which(name)]:
             raise UserError(
                 f"hydra/launcher=slurm: there is no {missing[0]} here; start the sweep on a "
                 "machine that has SLURM's commands."
             )
 
-    def __enter__(self) -> "SlurmJobs":
-        return self
+    @property
+    def pending(self) -> Set[str]:
+        return self._pending
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self.signal(signal.SIGTERM)
+    @contextlib.contextmanager
+    def open(self, folder: Path, lock: int, n_jobs: int) -> Iterator[Self]:
+        """Nothing is made ready; jobs that still run at the end go on."""
+        yield self
 
-    def takes_up(self, job: Job) -> bool:
-        """Whether an earlier command has left this job with SLURM; then it counts as started."""
+    def check(self, job: Job) -> None:
+        """Every job may be asked for; whether there is such a machine only the cluster knows."""
+
+    def find_running(self, folder: Path) -> None:
+        if not any(folder.glob(f"*/{NUMBER}")):
+            return
+        for attempt in range(ASKS_AT_RESTART):
+            if attempt:
+                time.sleep(self._resources.poll_seconds)
+            states = self._states()
+            if states is not None:
+                self._earlier = states
+                return
+            if not attempt:
+                console.print("waiting for SLURM: squeue does not answer ...")
+        raise UserError(
+            "hydra/launcher=slurm: squeue does not answer, so nobody knows which jobs of this "
+            "sweep still run; give the same command again when it does."
+        )
+
+    def adopt(self, job: Job) -> bool:
         path = job.folder / NUMBER
-        number = path.read_text() if path.exists() else ""
-        if (self._states() or {}).get(number, "COMPLETED") in OVER:
+        number = path.read_text() if self._earlier and path.exists() else ""
+        if self._earlier.pop(number, "COMPLETED") in OVER:
             return False
         record = ledger.read(RunFolder(job.folder).job)
         if record is None or record["config"] != job.config:
@@ -96,52 +134,73 @@ class SlurmJobs:
                 f"one first: scancel {number}"
             )
         self._numbers[job.name] = number
+        self._pending.add(job.name)
         return True
 
-    def start(
-        self, job: Job, arguments: list[str], log: Path, gpus: object, n_threads: object
-    ) -> None:
-        """Submit the script with `arguments`; its output is appended to `log`.
+    def room(self, job: Job) -> bool:
+        full = self._most is not None and len(self._numbers) >= self._most
+        return not full and time.monotonic() >= self._submit_again
 
-        Which GPUs and how many threads is for SLURM to say, not for the sweep.
+    def start(self, job: Job, arguments: list[str]) -> bool:
+        """Submit the script with `arguments`; its output is appended to console.log.
+
+        Raises:
+            UserError: sbatch refuses the job, and neither for a limit nor beside others of ours.
         """
-        line, cpus = shlex.join([sys.executable, str(self._script), *arguments]), self._wanted.cpus
+        cpus = self._resources.cpus
+        line = shlex.join([sys.executable, str(self._script), *arguments])
         threads = f"export OMP_NUM_THREADS=${{OMP_NUM_THREADS:-{cpus}}}\n" if cpus else ""
-        text = f"#!/bin/sh\n{threads}srun --kill-on-bad-exit=1 {line}\n{GO_ON_WHEN_TOLD_TO_STOP}"
+        text = f"#!/bin/sh\n{threads}srun --kill-on-bad-exit=1 {line}\n{REQUEUE_WHEN_STOPPED}"
+        log = RunFolder(job.folder).console
         command = ["sbatch", "--parsable", "--requeue", "--open-mode=append", f"--output={log}"]
-        done = subprocess.run(
-            [*command, f"--job-name={job.name}", *asked(job, self._wanted)],
+        environment = {k: v for k, v in os.environ.items() if not _of_a_job(k)}
+        done = _call(
+            *command,
+            f"--job-name={job.name}",
+            *sbatch_options(job, self._resources),
             input=text,
-            env={k: v for k, v in os.environ.items() if not _of_a_job(k)},
-            capture_output=True,
-            text=True,
+            env=environment,
         )
-        if done.returncode != 0:
-            raise UserError(f"hydra/launcher=slurm: {done.stderr.strip().splitlines()[-1]}")
+        if done is None or done.returncode != 0:
+            self._refused("sbatch does not answer" if done is None else done.stderr)
+            return False
+        self._refusal = ""
         number = done.stdout.strip().partition(";")[0]  # behind it the name of the cluster
         write_text(job.folder / NUMBER, number)
         self._numbers[job.name] = number
+        self._pending.add(job.name)
+        return True
 
-    def ended(self, timeout: float) -> list[tuple[str, int, float]]:
-        """Jobs that are gone, their exit statuses (below 0: the signal) and seconds of life.
+    def _refused(self, message: str) -> None:
+        reason = (message.strip().splitlines() or ["sbatch refuses the job"])[-1]
+        if not self._numbers and not any(words in message.lower() for words in NO_ROOM):
+            raise UserError(f"hydra/launcher=slurm: {reason}")
+        if reason != self._refusal:
+            console.print(f"waiting to submit more jobs: {reason}", soft_wrap=True)
+        self._refusal = reason
+        self._submit_again = time.monotonic() + self._resources.poll_seconds
 
-        Waits `timeout` seconds, and asks SLURM once in `poll_seconds`.
-        """
+    def ended(self, timeout: float) -> list[Ended]:
         time.sleep(timeout)
         now = time.monotonic()
         if now < self._due or not self._numbers:
             return []
-        self._due = now + self._wanted.poll_seconds
+        self._due = now + self._resources.poll_seconds
         states = self._states()
         if states is None:
             return []  # SLURM does not answer at the moment
         ended = []
         for job, number in list(self._numbers.items()):
             state = states.get(number, "COMPLETED")  # forgotten: over for minutes
+            if state in WAITING:
+                self._pending.add(job)
+                continue
+            self._pending.discard(job)
             if state in OVER:
                 del self._numbers[job]
-                ended.append((job, _exit_status(number), now - self._since.pop(job, now)))
-            elif state == "RUNNING":
+                self._submit_again = 0.0
+                ended.append(Ended(job, _exit_status(number), now - self._since.pop(job, now)))
+            else:
                 self._since.setdefault(job, now)
         return ended
 
@@ -149,31 +208,33 @@ class SlurmJobs:
         """Cancel every job: SLURM sends SIGTERM, and in the end SIGKILL; or that one at once."""
         if self._numbers:
             at_once = ["--full", "--signal=KILL"] if number == signal.SIGKILL else []
-            subprocess.run(["scancel", *at_once, *self._numbers.values()], capture_output=True)
+            _call("scancel", *at_once, *self._numbers.values())
             self._due = 0.0
 
     def _states(self) -> dict[str, str] | None:
         """The state of each of the user's jobs by its number; None where SLURM does not answer."""
-        told = _ask("squeue", "--me", "--noheader", "--states=all", "--format=%i %T")
-        return None if told is None else dict(row.split() for row in told.splitlines())
+        done = _call("squeue", "--me", "--noheader", "--states=all", "--format=%i %T")
+        if done is None or done.returncode != 0:
+            return None
+        return dict(row.split() for row in done.stdout.splitlines())
 
 
-def asked(job: Job, wanted: Wanted) -> list[str]:
+def sbatch_options(job: Job, resources: SlurmResources) -> list[str]:
     """The options of sbatch for this job."""
-    gpus = wanted.gpus
+    gpus = resources.gpus
     if gpus is None:
         gpus = 0 if job.on_cpu else job.devices or 1
     given: Mapping[str, str | int | None] = {
         "nodes": job.config["trainer"]["num_nodes"],
         "ntasks-per-node": job.devices or gpus or 1,
         "gpus-per-node": gpus or None,
-        "cpus-per-task": wanted.cpus,
-        "mem": wanted.memory,
-        "time": wanted.time,
-        "partition": wanted.partition,
+        "cpus-per-task": resources.cpus,
+        "mem": resources.memory,
+        "time": resources.time,
+        "partition": resources.partition,
     }
     named = [f"--{name}={value}" for name, value in given.items() if value is not None]
-    return [*named, *wanted.options]
+    return [*named, *resources.options]
 
 
 def _of_a_job(variable: str) -> bool:
@@ -186,14 +247,19 @@ def _of_a_job(variable: str) -> bool:
 
 def _exit_status(number: str) -> int:
     """Of a job that is over: what it exited with, or below 0 the signal that killed it."""
-    told = _ask("scontrol", "--oneliner", "show", "job", number) or ""
-    words = dict(word.partition("=")[::2] for word in told.split())
+    done = _call("scontrol", "--oneliner", "show", "job", number)
+    words = dict(word.partition("=")[::2] for word in (done.stdout if done else "").split())
     if "ExitCode" not in words:
         return -int(signal.SIGKILL)  # not known any more; its folder tells
     status, killed_by = map(int, words["ExitCode"].split(":"))
     return -killed_by if killed_by else status
 
 
-def _ask(*command: str) -> str | None:
-    done = subprocess.run(command, capture_output=True, text=True)
-    return done.stdout if done.returncode == 0 else None
+def _call(*command: str, **options: Any) -> subprocess.CompletedProcess[str] | None:
+    """Run a command of SLURM; None where it does not answer in time."""
+    try:
+        return subprocess.run(
+            command, capture_output=True, text=True, timeout=ANSWER_SECONDS, **options
+        )
+    except subprocess.TimeoutExpired:
+        return None
