@@ -5,20 +5,31 @@ import itertools
 import json
 import math
 import re
+import shutil
 import subprocess
 import sys
-import time
+from html import unescape
 from pathlib import Path
 from typing import Any
+from urllib.parse import unquote
 
 import pytest
 import yaml
 
 from resnet_lab.cli import main
 from resnet_lab.report import tensorboard
-from resnet_lab.report.page import html
+from resnet_lab.report.compose import compose
 from resnet_lab.report.runs import Run, Study, epochs, read, reference
-from resnet_lab.report.statistics import curve, effects, frontier, spread, summarise
+from resnet_lab.report.stats import (
+    binomial,
+    curve,
+    effects,
+    frontier,
+    holm,
+    importance,
+    spread,
+    summarise,
+)
 from resnet_lab.report.write import report
 
 # The 97.5% points of Student's t for 1 and 2 degrees of freedom, from any printed table.
@@ -148,7 +159,7 @@ def study_of(accuracies: dict[tuple[str, ...], tuple[float, float]], keys: list[
         )
         for setting, (val, test) in accuracies.items()
     ]
-    return Study("study", None, [], keys, runs, [])
+    return Study("study", [], keys, runs)
 
 
 def results(folder: Path) -> list[dict[str, str]]:
@@ -158,8 +169,8 @@ def results(folder: Path) -> list[dict[str, str]]:
 
 def text_of(page: str) -> str:
     """What a reader of the HTML sees."""
-    page = re.sub(r"<(style|svg)\b.*?</\1>", " ", page, flags=re.DOTALL)
-    return " ".join(re.sub(r"<[^>]+>", " ", page).split())
+    page = re.sub(r"<(style|svg|script)\b.*?</\1>", " ", page, flags=re.DOTALL)
+    return " ".join(unescape(re.sub(r"<[^>]+>", " ", page)).split())
 
 
 # ------------------------------------------------------------------ figures
@@ -169,17 +180,70 @@ def test_spread_by_hand():
     # Deviations from the mean 91: -1, 0, 1; sum of squares 2; over n - 1 = 2 that is 1.
     found = spread([90.0, 91.0, 92.0])
     assert (found.n, found.mean, found.sd) == (3, 91.0, 1.0)
-    assert found.half == pytest.approx(T2 / math.sqrt(3), rel=1e-5)
-    two = spread([1.0, 3.0])
-    assert two.sd == pytest.approx(math.sqrt(2))
-    assert two.half == pytest.approx(T1, rel=1e-5)  # t * sqrt(2) / sqrt(2)
+    assert found.high - found.mean == pytest.approx(T2 / math.sqrt(3), rel=1e-5)
+    # Counted over 1,000 images, a standard error of sqrt(0.91 * 0.09 / 1000) comes to it.
+    half = math.hypot(T2 / math.sqrt(3), 1.959964 * 100 * math.sqrt(0.91 * 0.09 / 1000))
+    assert spread([90.0, 91.0, 92.0], 1000).low == pytest.approx(91 - half, rel=1e-5)
 
 
-def test_one_run_has_no_spread_and_none_has_no_mean():
-    assert (spread([90.0]).sd, spread([90.0]).half) == (None, None)
+def test_below_three_runs_there_is_no_interval():
+    assert math.isnan(spread([83.4, 83.4]).low)
+    assert spread([83.4, 83.4]).sd == 0
+    assert math.isnan(spread([90.0]).sd)
     assert spread([]).n == 0
     assert math.isnan(spread([]).mean)
     assert spread([90.0, math.nan]) == spread([90.0])
+
+
+def test_an_interval_stays_within_what_an_accuracy_can_be():
+    assert spread([99.0, 99.9, 95.0]).high == 100
+    assert spread([1.0, 5.0, 0.0]).low == 0
+    assert spread([1.0, 5.0, 0.0], percent=False).low < 0
+    assert binomial(50, 100) == pytest.approx(5)
+    assert binomial(50, math.nan) == 0
+
+
+def test_settings_that_cannot_be_told_from_the_best():
+    # Between seeds: sums of squares 0.5, 0.5 and 0.5 over three settings of two; sd^2 = 0.5.
+    study = study_of(
+        {
+            ("A", "0"): (90, 90),
+            ("A", "1"): (91, 90),
+            ("B", "0"): (88, 90),
+            ("B", "1"): (89, 90),
+            ("C", "0"): (87, 90),
+            ("C", "1"): (88, 90),
+        },
+        ["k", "seed"],
+    )
+    # t(3) = 3.18245; 3.18245 * sqrt(0.5 * (1/2 + 1/2)) = 2.25.
+    assert [(row.setting[0], row.best, row.tied) for row in summarise(study)] == [
+        ("A", True, None),
+        ("B", False, True),
+        ("C", False, False),
+    ]
+    for run in study.runs:  # of few images less can be said
+        run.result["n_val"] = 1000
+    assert [row.tied for row in summarise(study)] == [None, True, True]
+    for row in summarise(study_of({("A",): (90, 90), ("B",): (60, 60)}, ["k"])):
+        assert row.tied is None  # nothing is known of the spread between seeds
+
+
+def test_holm_by_hand():
+    corrected = holm([0.01, 0.04, math.nan, 0.03])
+    assert corrected[0] == pytest.approx(0.03)  # 3 * 0.01
+    assert corrected[3] == pytest.approx(0.06)  # 2 * 0.03
+    assert corrected[1] == pytest.approx(0.06)  # 1 * 0.04, and never below the one before
+    assert math.isnan(corrected[2])
+
+
+def test_importance_is_the_share_of_the_variance():
+    study = study_of(
+        {(a, b): (80 + 4 * int(a) + int(b), 0) for a in "012" for b in "012"}, ["k", "seed"]
+    )
+    shares = importance(study)
+    assert shares["k"] == pytest.approx(16 / 17)
+    assert shares["seed"] == pytest.approx(1 / 17)
 
 
 def test_effects_are_differences_of_runs_alike_in_all_else():
@@ -195,14 +259,15 @@ def test_effects_are_differences_of_runs_alike_in_all_else():
         },
         ["shortcut", "seed"],
     )
-    (effect,) = effects(study)
+    (effect,) = list(effects(study))
     assert (effect.key, effect.here, effect.there) == ("shortcut", "A", "B")
     assert effect.val.n == 3
     assert effect.val.mean == pytest.approx(1.0)  # of 1, 2, 0
     assert effect.val.sd == pytest.approx(1.0)
-    assert effect.val.half == pytest.approx(T2 / math.sqrt(3), rel=1e-5)
+    assert effect.val.high - 1 == pytest.approx(T2 / math.sqrt(3), rel=1e-5)
+    assert effect.p_val == pytest.approx(0.2254, abs=1e-4)  # t = sqrt(3) with 2 degrees
     assert effect.test.mean == pytest.approx(1.0)  # of 1, 1, 1
-    assert effect.test.half == pytest.approx(0.0, abs=1e-9)
+    assert effect.test.high == pytest.approx(1.0)
 
 
 def test_effects_pair_over_the_other_factor_and_average_doubles():
@@ -248,13 +313,11 @@ def test_best_is_chosen_by_validation_never_by_test():
     for run in study.runs:
         del run.result["val/acc"]
     assert not any(row.best for row in summarise(study))
-    assert "test is no judge" in report_of_study(study)
+    assert "no setting is chosen as best" in report_of_study(study)
 
 
 def report_of_study(study: Study) -> str:
-    from resnet_lab.report.contents import compose
-
-    return text_of(html(compose(study)))
+    return text_of(compose([study], Path("out")).html([]))
 
 
 def test_frontier_is_what_nothing_cheaper_reaches():
@@ -270,11 +333,11 @@ def test_frontier_is_what_nothing_cheaper_reaches():
 def test_curves_are_means_by_epoch():
     one = {1: {"val/acc": 0.5}, 2: {"val/acc": 0.7}}
     other = {1: {"val/acc": 0.7}, 2: {}}
-    (first, both), (second, single) = curve([one, other], "val/acc")
-    assert (first, second) == (1, 2)
-    assert both.mean == pytest.approx(0.6)
-    assert both.sd == pytest.approx(0.1 * math.sqrt(2))
-    assert (single.n, single.sd) == (1, None)
+    found = curve([one, other], "val/acc")
+    assert list(found.index) == [1, 2]
+    assert found.loc[1, "mean"] == pytest.approx(0.6)
+    assert found.loc[1, "std"] == pytest.approx(0.1 * math.sqrt(2))
+    assert found.loc[2, "count"] == 1
 
 
 # ------------------------------------------------------------------ reading
@@ -298,14 +361,13 @@ def test_varied_keys_of_plain_runs(tmp_path):
         overrides += ["model=resnet32"] if model == "resnet32" else []  # resnet20 is the default
         folder = tmp_path / f"{model}-{optimizer}-{seed}"
         paths.append(make_run(folder, overrides, 0.8, 0.8))
-    study = read(paths)
+    (study,) = read(paths)
     assert study.keys == ["optimizer", "seed", "model"]
     assert study.values == {
         "optimizer": ["adam", "sgd"],
         "seed": ["0", "2", "10"],
         "model": ["resnet20", "resnet32"],
     }
-    assert study.folder is None
     assert len(study.commands) == 12
 
 
@@ -313,7 +375,8 @@ def test_a_changed_default_is_found_though_nobody_typed_it(tmp_path):
     paths = [make_run(tmp_path / name, [], 0.8, 0.8) for name in ("one", "two")]
     config = (paths[1] / "config.yaml").read_text()
     (paths[1] / "config.yaml").write_text(config.replace("lr: 0.1", "lr: 0.2"))
-    assert read(paths).values == {"optimizer.lr": ["0.1", "0.2"]}
+    (study,) = read(paths)
+    assert study.values == {"optimizer.lr": ["0.1", "0.2"]}
 
 
 def test_single_run_and_repeats(tmp_path):
@@ -321,10 +384,9 @@ def test_single_run_and_repeats(tmp_path):
     folder = report([run])
     assert folder == run / "report"
     page = text_of((folder / "report.html").read_text())
-    assert "this is a single run" in page
     assert "Validation accuracy 80.00 %" in page
     assert "n=1" in page
-    assert "±" not in page.split("Summary")[1].split("Learning")[0].replace("± sd", "")
+    assert "±" not in page.split("Settings")[1].split("Learning")[0]
 
 
 REFERENCES = [
@@ -337,18 +399,18 @@ REFERENCES = [
 @pytest.mark.parametrize(("given", "accuracy"), REFERENCES)
 def test_reference_in_any_form(tmp_path, given, accuracy):
     run = make_run(tmp_path / "run", [], 0.9, 0.9, reference=given)
-    (only,) = read([run]).runs
+    ((only,),) = (study.runs for study in read([run]))
     assert reference(only).test_acc == pytest.approx(accuracy)
 
 
-def test_references_stand_beside_ours(tmp_path):
+def test_published_figures_are_compared(tmp_path):
     published = {"test_error": 8.75, "source": "He et al. 2015, Table 6"}
     paths = [
         make_run(tmp_path / f"{s}", [f"seed={s}"], 0.9, acc, reference=published)
         for s, acc in enumerate((0.91, 0.92, 0.93))
     ]
     page = text_of((report(paths, tmp_path / "out") / "report.html").read_text())
-    section = page.split("Beside published figures")[1]
+    section = page.split("Beside published figures")[1].split("Runs")[0]
     assert "91.25" in section
     assert "92.00" in section
     assert "+0.75" in section  # 92.00 - 91.25
@@ -372,37 +434,25 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_report_of_a_whole_sweep(whole):
-    folder = whole / "report"
-    names = {path.name for path in folder.iterdir()}
-    assert {"report.html", "report.md", "results.csv", "settings.png", "effects.png"} <= names
-    assert {"curves-1.png", "curves-2.png", "cost-params.png", "cost-train-seconds.png"} <= names
-    assert all(p.read_bytes().startswith(b"\x89PNG") for p in folder.glob("*.png"))
-    page = (folder / "report.html").read_text()
-    titles = re.findall(r"<h2>(.*?)</h2>", page)
-    assert titles == [
-        "What varied",
-        "Summary",
-        "Pairs of factors",
-        "Effect of each factor",
-        "Learning curves",
-        "Accuracy against cost",
-        "Jobs without a result",
-        "Command",
-        "Hardware and versions",
-    ]
-    assert page.count("<svg") == len(names) - 3
+    page = (whole / "report" / "report.html").read_text()
+    titles = re.findall(r"<h3>(.*?)</h3>", page)
+    assert {"Settings", "Effect of each factor", "Learning curves", "Runs"} <= set(titles)
     text = text_of(page)
     assert "python train.py -m sweep.name=shortcuts model=resnet20,resnet32" in text
-    assert "None: 24 jobs asked for, 24 finished." in text
-    assert "All runs: Example CPU, 2 cores, 1 device(s), precision bf16-mixed" in text
-    markdown = (folder / "report.md").read_text()
-    assert [line[3:] for line in markdown.splitlines() if line.startswith("## ")] == titles
-    for picture in re.findall(r"!\[.*?\]\((.*?)\)", markdown):
-        assert (folder / picture).is_file()
+    assert "24 jobs: 24 finished." in text
+    assert "All runs: device Example CPU, 2 cores, devices 1, precision bf16-mixed" in text
+    assert {path.name for path in (whole / "report").iterdir()} == {"report.html", "results.csv"}
+
+
+def test_pictures_as_files_where_asked_for(tmp_path):
+    folder = report([make_sweep(tmp_path / "sweep", seeds=1)], png=True)
+    names = {path.stem for path in folder.glob("*.png")}
+    assert {"settings", "curves-1", "curves-2", "effects", "parallel"} <= names
+    assert all(path.read_bytes().startswith(b"\x89PNG") for path in folder.glob("*.png"))
 
 
 def test_tables_hold_the_figures_of_the_runs(whole):
-    study = read([whole])
+    (study,) = read([whole])
     accuracies = [
         100 * run.result["test/acc"]
         for run in study.runs
@@ -412,11 +462,78 @@ def test_tables_hold_the_figures_of_the_runs(whole):
     mean = sum(accuracies) / 3
     sd = math.sqrt(sum((a - mean) ** 2 for a in accuracies) / 2)
     half = T2 * sd / math.sqrt(3)
-    lines = (whole / "report" / "report.md").read_text().splitlines()
-    (line,) = [line for line in lines if line.startswith("| resnet32 | C | 3 |")]
-    assert f"| **{mean:.2f}** | {sd:.2f} | [{mean - half:.2f}, {mean + half:.2f}] |" in line
-    (line,) = [ln for ln in lines if ln.startswith("| **resnet32** |") and f"{mean:.2f}" in ln]
-    assert f"{mean:.2f} ± {sd:.2f} ([{mean - half:.2f}, {mean + half:.2f}] n=3)" in line
+    settings = text_of((whole / "report" / "report.html").read_text()).split("Settings")[1]
+    row = settings.split("resnet32 C 3 ")[1].split("resnet32 none")[0]
+    assert f"{mean:.2f} ± {sd:.2f} [{mean - half:.2f}, {mean + half:.2f}], n=3" in row
+
+
+def test_every_run_has_a_row_that_links_to_its_files(whole):
+    page = (whole / "report" / "report.html").read_text()
+    rows = page.split("<h3>Runs</h3>")[1].split("</table>")[0]
+    assert rows.count("<tr>") == 24 + 1
+    links = re.findall(r'href="([^"]*)"', rows)
+    assert len(links) == 24
+    for link in links:
+        assert (whole / "report" / unquote(link)).is_dir()
+
+
+def test_runs_of_one_sweep_that_differ_in_data_are_not_pooled(tmp_path):
+    paths = [make_run(tmp_path / f"c{n}", [f"seed={n}"], 0.9, 0.9) for n in range(2)]
+    paths += [
+        make_run(tmp_path / f"d{n}", [f"seed={n}"], 0.3, 0.3, data="digits", n_test=360)
+        for n in range(2)
+    ]
+    studies = read(paths)
+    assert [len(study.runs) for study in studies] == [2, 2]
+    page = text_of((report(paths, tmp_path / "out") / "report.html").read_text())
+    assert "on 2 different data sets or splits, whose figures cannot be compared" in page
+    assert page.count("Validation accuracy") == 2  # a card each
+    assert "60.00" not in page
+
+
+def test_keys_that_cannot_change_the_outcome_are_no_factors(tmp_path):
+    paths = [
+        make_run(tmp_path / "a", ["logger=csv", "callbacks=[default,pictures]"], 0.8, 0.8),
+        make_run(tmp_path / "b", ["compile=false", "data.workers=2"], 0.8, 0.8),
+    ]
+    (study,) = read(paths)
+    assert study.keys == []
+    paths.append(make_run(tmp_path / "c", ["callbacks=[default,pictures,ema]"], 0.8, 0.8))
+    (study,) = read(paths)
+    assert study.values == {"callbacks": ["ema", "none"]}
+
+
+def test_sweeps_without_configs_are_told_apart_by_what_was_typed(tmp_path):
+    sweeps = []
+    for name, model in (("one", "resnet20"), ("two", "resnet32")):
+        sweep = make_sweep(tmp_path / name, seeds=1)
+        content = json.loads((sweep / "sweep.json").read_text())
+        content["jobs"] = [j for j in content["jobs"] if f"model={model}" in j["overrides"]]
+        (sweep / "sweep.json").write_text(json.dumps(content))
+        for run in [path for path in sweep.iterdir() if path.is_dir()]:
+            (run / "config.yaml").unlink()
+            shutil.rmtree(run / ".hydra")
+            if model not in run.name:
+                shutil.rmtree(run)
+        sweeps.append(sweep)
+    (study,) = read(sweeps)
+    assert set(study.keys) == {"model", "model.shortcut"}
+    assert study.values["model"] == ["resnet20", "resnet32"]
+
+
+def test_a_folder_above_runs_is_all_of_them(tmp_path):
+    make_sweep(tmp_path / "outputs" / "sweeps" / "s", seeds=1)
+    make_run(tmp_path / "outputs" / "runs" / "r", ["seed=5"], 0.8, 0.8)
+    (study,) = read([tmp_path / "outputs"])
+    assert len(study.runs) == 9
+
+
+def test_long_names_are_numbered(tmp_path):
+    keys = ["optimizer.weight_decay", "data.batch_size", "model.stochastic_depth"]
+    study = study_of({("0.0001", "128", str(n)): (80 + n, 80) for n in range(3)}, keys)
+    page = report_of_study(study)
+    assert "S3: validation 82.00 %" in page
+    assert "S1 0.0001 128 0" in page
 
 
 def test_results_have_a_row_a_job(whole):
@@ -429,11 +546,13 @@ def test_results_have_a_row_a_job(whole):
         assert row["version_torch"] == "2.15.0"
 
 
-def test_html_needs_no_other_file_no_network_and_no_script(whole):
+def test_html_needs_no_other_file_and_no_network(whole):
     page = (whole / "report" / "report.html").read_text()
     assert "://" not in page
-    assert not re.search(r"<(script|link|iframe|object|embed|base)\b|@import|\ssrc=", page)
-    assert all(target.startswith("#") for target in re.findall(r'href="([^"]*)"', page))
+    assert page.count("<script>") == 1  # sorts tables
+    assert not re.search(r"<(link|iframe|object|embed|base)\b|@import|\ssrc=", page)
+    targets = re.findall(r'href="([^"]*)"', page)
+    assert all(target.startswith(("#", "../")) for target in targets)
     assert all(target.startswith("#") for target in re.findall(r"url\(([^)]*)\)", page))
     defined = set(re.findall(r'\bid="([^"]*)"', page))
     assert set(re.findall(r'(?:href="|url\()#([\w-]+)', page)) <= defined
@@ -465,22 +584,21 @@ def test_every_unfinished_job_is_listed_with_its_reason(tmp_path):
 
     report([sweep])
     page = text_of((sweep / "report" / "report.html").read_text())
-    listed = page.split("Jobs without a result")[-1]
+    listed = page.split("Runs")[-1]
     for entry, reason in (
-        (jobs[1], "failed exit status 0 before it had &lt;finished&gt; (5 epochs done)"),
+        (jobs[1], "failed exit status 0 before it had <finished> (5 epochs done)"),
         (jobs[2], "interrupted no reason is recorded (5 epochs done)"),
         (jobs[3], "running 5 epochs done, last heard of"),
         (jobs[4], "waiting not started yet"),
         (jobs[5], "unreadable result.json cannot be read (Unterminated string"),
         (jobs[6], "missing sweep.json says finished, but there is no result.json"),
     ):
-        assert f"{entry['folder']} {reason}" in listed
+        model, seed = (override.partition("=")[2] for override in entry["overrides"][1:])
+        assert f"{model} {seed} {reason}" in listed
     rows = results(sweep / "report")
     assert len(rows) == 9
     assert [row["state"] for row in rows].count("finished") == 3
     assert "3 of 9" in page
-    assert "6 of 9 jobs have no result" in page
-    assert "seed 0, 1, 2, 3, 4, 7 6" in page
 
 
 def test_a_sweep_that_only_began_has_curves_but_no_figures(tmp_path, capsys):
@@ -491,7 +609,7 @@ def test_a_sweep_that_only_began_has_curves_but_no_figures(tmp_path, capsys):
     assert main(["report", str(sweep)]) == 0
     page = text_of((sweep / "report" / "report.html").read_text())
     assert "No job has finished yet" in page
-    assert list((sweep / "report").glob("curves*.png"))
+    assert "Learning curves" in page
     assert "No job has finished yet" in capsys.readouterr().out
 
 
@@ -499,7 +617,7 @@ def test_cut_off_sweep_json_is_one_sentence_and_the_runs_remain(tmp_path):
     sweep = make_sweep(tmp_path / "sweep", seeds=1)
     text = (sweep / "sweep.json").read_text()
     (sweep / "sweep.json").write_text(text[: len(text) // 2])
-    study = read([sweep])
+    (study,) = read([sweep])
     assert len(study.finished) == 8
     assert set(study.keys) == {"model", "model.shortcut"}
     (note,) = study.notes
@@ -515,8 +633,8 @@ def test_differing_machines_are_told_apart(tmp_path):
     ]
     page = text_of((report(paths, tmp_path / "out") / "report.html").read_text())
     machines = page.split("Hardware and versions")[1]
-    assert "device Example CPU, 2 cores 1 Other GPU 1" in machines
-    assert "not comparable" in page
+    assert "device: Example CPU, 2 cores (1 run), Other GPU (1 run)" in machines
+    assert "training times cannot be compared" in page
 
 
 def test_too_many_settings_to_draw_are_said(tmp_path):
@@ -545,10 +663,8 @@ def test_screen_shows_the_table_and_where_the_report_is(whole, capsys):
 def test_a_report_is_replaced_whole(tmp_path):
     sweep = make_sweep(tmp_path / "sweep", seeds=1)
     report([sweep])
-    (sweep / "report" / "curves-2.png").unlink()
     first = (sweep / "report" / "report.html").stat().st_ino
     report([sweep])
-    assert (sweep / "report" / "curves-2.png").exists()
     assert (sweep / "report" / "report.html").stat().st_ino != first
     assert not list(sweep.glob(".report*"))
 
@@ -631,26 +747,33 @@ def test_report_works_where_torch_is_missing(tmp_path):
 
 def test_tensorboard_opens_on_the_one_folder(whole, monkeypatch, tmp_path):
     started: list[list[str]] = []
-    monkeypatch.setattr(tensorboard.os, "execv", lambda _, arguments: started.append(arguments))
-    main(["tensorboard", str(whole), "--port", "7007"])
-    (arguments,) = started
-    assert arguments[1:] == ["--logdir", str(whole), "--host", "localhost", "--port", "7007"]
+    boards: list[str] = []
+
+    def serve(arguments: list[str], path: Path, folder: Path) -> int:
+        started.append(arguments)
+        tensorboard._link(path, folder)  # as it does again and again
+        boards.extend(sorted(link.name for link in folder.iterdir()))
+        return 0
+
+    runs = sorted(path for path in whole.iterdir() if path.name.startswith("model"))
+    for run in runs[:2]:
+        (run / "tensorboard").mkdir(exist_ok=True)
+    monkeypatch.setattr(tensorboard, "_serve", serve)
+    assert main(["tensorboard", str(whole), "--port", "7007"]) == 0
+    assert started[0][-4:] == ["--host", "localhost", "--port", "7007"]
+    assert boards == [run.name for run in runs[:2]]
     with pytest.raises(ValueError, match="is no run and no sweep"):
         tensorboard.open_board(tmp_path)
-    monkeypatch.setattr(tensorboard.sys, "executable", str(tmp_path / "python"))
-    with pytest.raises(ValueError, match="install TensorBoard"):
-        tensorboard.open_board(whole)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("listed", [True, False])
-def test_a_thousand_runs_in_twenty_seconds(tmp_path, listed):
+def test_a_thousand_runs(tmp_path, listed):
     sweep = make_sweep(tmp_path / "sweep", seeds=125, n_epochs=100)
     paths = [sweep]
     if not listed:
         paths = [path for path in sweep.iterdir() if path.is_dir()]
         assert len(paths) == 1000
-    began = time.monotonic()
     report(paths, tmp_path / "out")
-    assert time.monotonic() - began < 20
     assert len((tmp_path / "out" / "results.csv").read_text().splitlines()) == 1001
+    assert (tmp_path / "out" / "report.html").stat().st_size < 3_000_000

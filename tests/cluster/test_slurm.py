@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from resnet_lab.sweep import ledger
-from resnet_lab.sweep.slurm import GO_ON_WHEN_TOLD_TO_STOP
+from resnet_lab.sweep.slurm import REQUEUE_WHEN_STOPPED
 
 pytestmark = pytest.mark.cluster
 
@@ -139,7 +139,7 @@ def test_a_run_of_two_tasks_goes_on_by_itself_when_requeued_and_when_preempted(
     train = " ".join([sys.executable, str(ROOT / "train.py"), *NET, "trainer.devices=2"])
     script = (
         f"#!/bin/sh\nsrun {train} trainer.max_epochs=400 data.cache_dir={shared_cache}\n"
-        f"{GO_ON_WHEN_TOLD_TO_STOP}"
+        f"{REQUEUE_WHEN_STOPPED}"
     )
     number = slurm(
         *("sbatch", "--parsable", "--partition=low", "--nodes=1", "--ntasks-per-node=2"),

@@ -15,19 +15,41 @@ from resnet_lab.config.rules import spelled
 from resnet_lab.config.untrusted import parse_yaml, read_yaml
 from resnet_lab.files import printable, read_json, read_rows, read_text
 from resnet_lab.run.folder import RunFolder, SweepFolder
+from resnet_lab.run.state import State
 
 FIGURES = ("val/loss", "val/acc", "test/loss", "test/acc", "params", "macs", "train_seconds")
-UNKNOWN = "?"  # the value of a key that a damaged or unborn run does not tell
+UNKNOWN = "?"  # the value of a key that a run does not tell; equal to no other
+FINISHED = (State.FINISHED, "fast_dev_run")
+DEEPEST = 3  # folders below a path in which runs are looked for
+
+# Keys that cannot change the outcome of a run are no factors.
+NO_FACTORS = (
+    *("hydra", "sweep", "run_dir", "resume", "trust", "reference", "logger", "compile", "data"),
+    *("data.root", "data.cache_dir", "data.workers", "data.worker_timeout", "data.memory_limit"),
+    *("data.check", "data.on_bad_image", "data.source", "experiment/hydra", "trainer.logger"),
+    *("trainer.enable_progress_bar", "trainer.enable_model_summary", "trainer.log_every_n_steps"),
+    *("trainer.enable_checkpointing", "trainer.profiler", "trainer.accelerator"),
+)
+# Callbacks that only watch, as choices of the group.
+WATCHING = frozenset(
+    [
+        *("best", "last", "default", "checkpoints", "nan_guard", "epoch_log", "compile_net"),
+        *("live_bar", "pictures", "confusion_matrix", "learning_curves", "grad_norm"),
+        *("sample_grid", "wrong_images", "none", "null", "prune"),
+    ]
+)
 
 
 @dataclass
 class Run:
-    """One job: what was asked for, what came out, and how it ended.
+    """One job: its settings, its figures, and how it ended.
 
-    `state` is finished, pruned, failed, interrupted, paused, running, waiting, fast_dev_run, or:
-    unreadable (a damaged result.json), missing (no result.json where there must be one). `reason`
-    is a sentence on every state but finished. `settings` are the values of the study's keys, as
-    one types them.
+    Attributes:
+        state: a `State`, or fast_dev_run, unreadable (a damaged result.json), or missing (no
+            result.json where there must be one).
+        reason: a sentence on every state but finished.
+        settings: the values of the study's keys, as one types them.
+        sweep: the sweep that it belongs to.
     """
 
     name: str
@@ -36,37 +58,41 @@ class Run:
     reason: str = ""
     settings: dict[str, str] = field(default_factory=dict)
     result: dict[str, Any] = field(default_factory=dict)
+    sweep: Path | None = None
 
 
 @dataclass
 class Study:
-    """The runs of one report.
+    """Runs on the same data.
 
-    `keys` are the dotted config keys that vary, `values` theirs in the order of the sweep, `notes`
-    sentences on what could not be read. `folder` is None unless a single run or sweep was named.
-    `search` is what sweep.json says of a search: its space, objectives and how it chooses.
+    Attributes:
+        keys: the dotted config keys that vary.
+        notes: sentences on what could not be read.
+        search: of a search, what sweep.json holds: its space, objectives and how it chooses.
+        data: the data in words.
     """
 
     name: str
-    folder: Path | None
     commands: list[str]
     keys: list[str]
     runs: list[Run]
-    notes: list[str]
+    notes: list[str] = field(default_factory=list)
     search: dict[str, Any] | None = None
+    data: str = ""
 
     @property
     def values(self) -> dict[str, list[str]]:
+        """The values of each key, in the order of the runs."""
         return {key: list(dict.fromkeys(r.settings[key] for r in self.runs)) for key in self.keys}
 
     @property
     def factors(self) -> list[str]:
-        """What varies, repeats over seeds apart."""
+        """The keys, repeats over seeds apart."""
         return [key for key in self.keys if key != "seed"]
 
     @property
     def finished(self) -> list[Run]:
-        return [run for run in self.runs if run.state == "finished"]
+        return [run for run in self.runs if run.state == State.FINISHED]
 
     def short(self, key: str) -> str:
         """The last part of a dotted key, unless another key ends in it too."""
@@ -74,57 +100,141 @@ class Study:
         return key if sum(k.rpartition(".")[2] == last for k in self.keys) > 1 else last
 
 
-def read(paths: Sequence[Path]) -> Study:
-    """The study of a sweep folder, of run folders, or of several of either.
+def read(paths: Sequence[Path]) -> list[Study]:
+    """The runs of sweep folders, run folders, or folders above them: a study for each data set.
 
-    ValueError where a path is neither a run nor a sweep, or where nothing in them can be read.
+    Raises:
+        UserError: no run is in a path, or none of them can be read.
     """
     runs: dict[Path, Run] = {}
     commands: list[str] = []
     keys: list[str] = []
     notes: list[str] = []
+    found = list(dict.fromkeys(place for path in paths for place in _places(path)))
     search = None
-    for path in paths:
+    for path in found:
         if is_sweep(path):
             sweep, note = _sweep_json(path)
             notes += [note] if note else []
-            found = _jobs(path, sweep)
-            if not found:
+            jobs = _jobs(path, sweep)
+            if not jobs and len(found) == 1:
                 raise UserError(f"{path} is an empty sweep: there is no job in it to report on.")
             keys += [key for key in sweep.get("keys", []) if key not in keys]
             commands += [sweep["command"]] if sweep.get("command") else []
-            search = sweep.get("search") if len(paths) == 1 else None
-        elif is_run(path):
-            found = [_run(path)]
+            search = sweep.get("search") if len(found) == 1 else None
         else:
-            raise UserError(
-                f"{path} is no run and no sweep: name a folder that holds a result.json or a "
-                "sweep.json, such as outputs/sweeps/NAME, or several run folders."
-            )
-        runs |= {run.folder.resolve(): run for run in found}
+            jobs = [_run(path)]
+        runs |= {run.folder.resolve(): run for run in jobs}
     chosen = list(runs.values())
-    if all(run.state in ("unreadable", "missing", "waiting") for run in chosen):
+    if all(run.state in ("unreadable", "missing", State.WAITING) for run in chosen):
         reasons = "; ".join(f"{run.name}: {run.reason}" for run in chosen[:3])
         raise UserError(f"There is no run to report on yet ({reasons}).")
-    if keys and len(paths) == 1:
-        _settle(chosen, keys)
-        if search is not None:
-            for run in chosen:
-                run.settings = {key: _rounded(value) for key, value in run.settings.items()}
-    else:
-        keys = _varied(chosen)
-        _settle(chosen, keys)
-        # Nobody gave them an order: 8 before 16, resnet20 before resnet110.
-        chosen.sort(key=lambda run: [_natural(run.settings[key]) for key in keys])
-    if len(paths) > 1 or not commands:
+    if len(found) > 1 or not commands:
         commands += [run.result["command"] for run in chosen if "command" in run.result]
     for run in chosen:
-        lost = epochs(run.folder)[1] if run.state == "finished" else 0
+        lost = epochs(run.folder)[1] if run.state == State.FINISHED else 0
         if lost:
             notes.append(f"{run.name}: {lost} damaged line(s) of metrics.csv are left out.")
-    single = paths[0] if len(paths) == 1 else None
-    name = single.resolve().name if single else f"{len(chosen)} runs"
-    return Study(name, single, list(dict.fromkeys(commands)), keys, chosen, notes, search)
+    name = found[0].resolve().name if len(found) == 1 else f"{len(chosen)} runs"
+    studies = []
+    for data, group in _by_data(chosen).items():
+        own = list(keys) if keys and len(found) == 1 else []
+        if own:
+            _settle(group, own)
+            if search is not None:
+                for run in group:
+                    run.settings = {key: _rounded(value) for key, value in run.settings.items()}
+        else:
+            own = _varied(group)
+            _settle(group, own)
+            # Nobody gave them an order: 8 before 16, resnet20 before resnet110.
+            group.sort(key=lambda run: [_natural(run.settings[key]) for key in own])
+        studies.append(Study(name, [], own, group, [], search, data))
+    studies[0].commands, studies[0].notes = list(dict.fromkeys(commands)), notes
+    return studies
+
+
+def _places(path: Path) -> list[Path]:
+    """The sweeps and runs that a path names: itself, or those below it."""
+    if is_sweep(path) or is_run(path):
+        return [path]
+    found: list[Path] = []
+    level = [path] if path.is_dir() else []
+    for _ in range(DEEPEST):
+        below = [
+            folder
+            for parent in level
+            for folder in sorted(parent.iterdir())
+            if folder.is_dir() and not folder.is_symlink()
+        ]
+        found += [folder for folder in below if is_sweep(folder) or is_run(folder)]
+        level = [folder for folder in below if folder not in found]
+    if not found:
+        raise UserError(
+            f"{path} is no run and no sweep: name a folder that holds a result.json or a "
+            "sweep.json, such as outputs/sweeps/NAME, or several run folders."
+        )
+    return found
+
+
+def _by_data(runs: Sequence[Run]) -> dict[str, list[Run]]:
+    """Runs whose figures can be compared: on the same images, classes and splits.
+
+    A run that has not told its data belongs to those of its sweep, else to the first.
+    """
+    groups: dict[tuple[Any, ...], list[Run]] = {}
+    silent = []
+    for run in runs:
+        if not run.result.get("data"):
+            silent.append(run)
+            continue
+        groups.setdefault(_data_key(run), []).append(run)
+    for key in list(groups):  # not tested yet: with those that are, if all else agrees
+        if None not in key:
+            continue
+        alike = [
+            other
+            for other in groups
+            if other != key and all(a in (b, None) for a, b in zip(key, other, strict=True))
+        ]
+        if alike:
+            groups[alike[0]] += groups.pop(key)
+    for run in silent:
+        sweep = [group for group in groups.values() if group[0].sweep == run.sweep]
+        (sweep or list(groups.values()) or [groups.setdefault(("?",), [])])[0].append(run)
+    order = {run.folder: n for n, run in enumerate(runs)}
+    named: dict[str, list[Run]] = {}
+    for key, group in groups.items():
+        group.sort(key=lambda run: order[run.folder])
+        text = _data_in_words(key)
+        named[text if text not in named else f"{text} ({len(named) + 1})"] = group
+    return named
+
+
+def _data_key(run: Run) -> tuple[Any, ...]:
+    result, typed = run.result, run.settings.get("data.root")
+    if typed is None:
+        config = _yaml(RunFolder(run.folder).config)
+        data = config.get("data") if isinstance(config, dict) else None
+        typed = data.get("root") if isinstance(data, dict) else None
+    names = result.get("class_names")
+    counts = (result.get(f"n_{split}") or None for split in ("val", "test"))
+    classes = tuple(map(str, names)) if isinstance(names, list) else ()
+    folder = Path(str(typed)).name if typed else ""
+    done = run.state == State.FINISHED
+    return (str(result["data"]), folder, classes, *(n if done else None for n in counts))
+
+
+def _data_in_words(key: tuple[Any, ...]) -> str:
+    if len(key) < 5:
+        return "unknown data"
+    data, folder, classes, n_val, n_test = key
+    parts = [f"{data} ({folder})" if folder else data]
+    parts += [f"{len(classes)} classes"] if classes else []
+    parts += [
+        f"{n:,} {split} images" for n, split in ((n_val, "validation"), (n_test, "test")) if n
+    ]
+    return printable(", ".join(parts))
 
 
 def is_sweep(path: Path) -> bool:
@@ -199,11 +309,14 @@ def _jobs(folder: Path, sweep: dict[str, Any]) -> list[Run]:
     # By name, so that a sweep that was moved is still whole.
     listed = {folder / Path(job["folder"]).name: job for job in sweep.get("jobs", [])}
     others = [path for path in sorted(folder.iterdir()) if path not in listed and is_run(path)]
-    return [_run(path, job) for path, job in listed.items()] + [_run(path) for path in others]
+    jobs = [_run(path, job) for path, job in listed.items()] + [_run(path) for path in others]
+    for run in jobs:
+        run.sweep = folder
+    return jobs
 
 
 def _run(folder: Path, job: dict[str, Any] | None = None) -> Run:
-    """`job` is what sweep.json says of it; what the folder says counts for more."""
+    """A run by its folder, else by its entry in sweep.json."""
     run = Run(printable(folder.resolve().name), folder, "missing")
     run.settings = _typed(job.get("overrides") or []) if job else _typed_in(folder)
     result = RunFolder(folder).result
@@ -215,9 +328,9 @@ def _run(folder: Path, job: dict[str, Any] | None = None) -> Run:
     except (OSError, ValueError) as error:
         run.state, run.reason = "unreadable", f"result.json cannot be read ({_one_line(error)})"
         return run
-    if run.state not in ("finished", "fast_dev_run"):
-        told = (job or {}).get("state", "finished")
-        run.state = run.state if told == "finished" else told
+    if run.state not in FINISHED:
+        listed = (job or {}).get("state", State.FINISHED)
+        run.state = run.state if listed == State.FINISHED else listed
     run.reason = _reason(run, job or {})
     return run
 
@@ -239,8 +352,8 @@ def _reason(run: Run, job: dict[str, Any]) -> str:
         if job.get("error"):  # by halving, which says where
             return _one_line(job["error"])
         rows = epochs(run.folder)[0]
-        return f"hopeless beside the other trials after {_epochs(max(rows, default=0))}"
-    if run.state == "waiting":
+        return f"pruned after {_epochs(max(rows, default=0))}"
+    if run.state in (State.WAITING, State.PENDING):
         return "not started yet"
     if run.state == "fast_dev_run":
         return "a trial of a few batches (trainer.fast_dev_run), whose figures say nothing"
@@ -279,7 +392,16 @@ def _one_line(error: object, most: int = 300) -> str:
 def _typed(overrides: Iterable[str]) -> dict[str, str]:
     """What was typed, by key; not where the run should lie."""
     pairs = (override.lstrip("+~").partition("=")[::2] for override in overrides)
-    return {key: value.strip("'\"") for key, value in pairs if not _is_place(key)}
+    typed = {key: value.strip("'\"") for key, value in pairs if not _is_place(key)}
+    if "callbacks" in typed:
+        typed["callbacks"] = _acting(typed["callbacks"])
+    return typed
+
+
+def _acting(value: str) -> str:
+    """Callbacks without those that only watch: [default,pictures,ema] is ema."""
+    names = re.findall(r"\w+", value)
+    return ",".join(name for name in names if name not in WATCHING) or "none"
 
 
 def _typed_in(folder: Path) -> dict[str, str]:
@@ -291,7 +413,12 @@ def _settle(runs: list[Run], keys: list[str]) -> None:
     """Leave each run the values of `keys` alone, those it did not type from its config."""
     for run in runs:
         if any(key not in run.settings for key in keys):
-            run.settings = {**_configured(run), **run.settings}
+            run.settings = {
+                **_DEFAULTS,
+                **_of_result(run),
+                **_configured(run),
+                **run.settings,
+            }
         run.settings = {key: run.settings.get(key, UNKNOWN) for key in keys}
 
 
@@ -303,32 +430,62 @@ def _rounded(value: str) -> str:
         return value
 
 
+_DEFAULTS = {"callbacks": "none"}  # nobody who typed no callback added one that acts
+
+
 def _varied(runs: list[Run]) -> list[str]:
     """The keys that tell these runs apart.
 
     One choice may change many keys (`optimizer=adam` its betas, `seed` data.seed). So first come
     the keys that somebody typed, then group choices, then the rest, and of what was not typed a
     key is taken only where it differs between runs that all keys before it leave alike.
+
+    A run without a config tells what was typed and the figures of result.json; other keys of it
+    are unknown, which is a value of its own.
     """
-    settings = {}
+    settings: dict[Path, dict[str, str]] = {}
+    partly = set()  # runs that tell some keys alone
     for run in runs:
         configured = _configured(run)
-        if configured:  # a run that left nothing tells nothing apart
-            settings[run.folder] = {**configured, **run.settings}
-    typed = list(dict.fromkeys(key for run in runs for key in run.settings))
+        if configured or run.settings or run.result:  # a run that left nothing tells nothing apart
+            known = {**_DEFAULTS, **_of_result(run), **configured, **run.settings}
+            settings[run.folder] = {k: v for k, v in known.items() if _is_factor(k)}
+            if not configured:
+                partly.add(run.folder)
+    typed = [k for k in dict.fromkeys(k for run in runs for k in run.settings) if _is_factor(k)]
     names = list(dict.fromkeys(key for values in settings.values() for key in values))
+
+    def value(folder: Path, key: str) -> str | None:
+        return settings[folder].get(key, UNKNOWN if folder in partly and key in typed else None)
+
+    def differs(key: str) -> bool:
+        told = {value(folder, key) for folder in settings if folder not in partly or key in typed}
+        return len(told) > 1
+
     varying = [
-        key
-        for key in (*typed, *sorted(set(names) - set(typed), key=names.index))
-        if len({values.get(key) for values in settings.values()}) > 1
+        key for key in (*typed, *sorted(set(names) - set(typed), key=names.index)) if differs(key)
     ]
     kept: list[str] = []
     for key in varying:
-        before = {tuple(values.get(k) for k in kept) for values in settings.values()}
-        after = {tuple(values.get(k) for k in (*kept, key)) for values in settings.values()}
+        before = {tuple(value(folder, k) for k in kept) for folder in settings}
+        after = {tuple(value(folder, k) for k in (*kept, key)) for folder in settings}
         if key in typed or len(after) > len(before):
             kept.append(key)
     return kept
+
+
+def _is_factor(key: str) -> bool:
+    parts = re.split(r"[./]", key)
+    above = {".".join(parts[:n]) for n in range(1, len(parts) + 1)} - {"data"}
+    if key == "data" or above & set(NO_FACTORS):
+        return False
+    return not (parts[0] == "callbacks" and len(parts) > 1 and parts[1] in WATCHING)
+
+
+def _of_result(run: Run) -> dict[str, str]:
+    """Keys that a run without a config still tells."""
+    names = {"model": "model", "seed": "seed", "batch_size": "data.batch_size"}
+    return {key: str(run.result[name]) for name, key in names.items() if name in run.result}
 
 
 def _natural(value: str) -> list[tuple[int, float, str]]:

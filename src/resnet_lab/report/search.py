@@ -1,25 +1,28 @@
-"""What a report says of a search: how it went, what mattered, and where good values lie."""
+"""The section on a search: its history, the importance of each key, and where good values lie."""
 
 import importlib.util
 from collections.abc import Sequence
 from dataclasses import dataclass
-from math import isfinite, nan
+from math import isfinite, isnan, nan
 from typing import Any
 
-import matplotlib
 from matplotlib.axes import Axes
-from matplotlib.colors import LinearSegmentedColormap
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from resnet_lab.report.page import Block, Cell, Column, Grid, Table, Text
-from resnet_lab.report.plots import Picture, picture
+from resnet_lab.report.plots import (
+    COLOUR_MAP,
+    Picture,
+    importance_chart,
+    parallel_chart,
+    styled,
+)
 from resnet_lab.report.runs import Run, Study, epochs
-from resnet_lab.style import INK, MUTED, PALETTE, STYLE
+from resnet_lab.run.state import State
+from resnet_lab.style import MUTED, PALETTE
 
 FEW = 4  # finished trials; with fewer nothing can be said of what mattered
 MOST_SLICES = 9
-EARLY_TO_LATE = LinearSegmentedColormap.from_list("trials", ["#a6cbe5", PALETTE[0], "#08243f"])
 NAMES = {
     "val/acc": "validation accuracy, %",
     "val/loss": "validation loss, nats",
@@ -31,7 +34,7 @@ NAMES = {
 
 @dataclass(frozen=True)
 class Objective:
-    """One of the figures of result.json that a search is for; `scale` is to what is shown."""
+    """A figure of result.json that a search maximizes or minimizes; `scale` is to what is shown."""
 
     key: str
     up: bool
@@ -45,10 +48,7 @@ class Objective:
         return 100.0 if self.key.endswith("/acc") else 1.0
 
     def of(self, run: Run) -> float:
-        """What a run has reached, as it is shown; NaN where that is not known.
-
-        Of a pruned one that is its last validation.
-        """
+        """The figure of a run as it is shown, of a pruned one its last validation; NaN: unknown."""
         figure = run.result.get(self.key)
         if run.state == "pruned":
             rows = epochs(run.folder)[0]
@@ -57,37 +57,47 @@ class Objective:
         return self.scale * float(figure) if good else nan  # type: ignore[arg-type]
 
 
-def search_blocks(study: Study) -> list[Block]:
-    """The section "Search"; nothing where the study is none."""
+@dataclass
+class SearchPart:
+    """The section on a search: sentences, the space as rows of (key, values), and pictures."""
+
+    text: str
+    space: list[tuple[str, str]]
+    pictures: list[Picture]
+    notes: list[str]
+
+
+def search_part(study: Study) -> SearchPart | None:
+    """None where the study is no search."""
     if study.search is None:
-        return []
-    told = study.search
+        return None
+    given = study.search
     objectives = [
         Objective(key, direction == "maximize")
-        for key, direction in zip(told["objectives"], told["directions"], strict=True)
+        for key, direction in zip(given["objectives"], given["directions"], strict=True)
     ]
-    wanted = " and ".join(f"{o.key} as {'high' if o.up else 'low'} as can be" for o in objectives)
-    pruner = "" if told["pruner"] == "none" else f", hopeless ones stopped by {told['pruner']}"
-    blocks: list[Block] = [
-        Text(
-            f"{len(study.runs):,} of {told['n_trials']:,} trials, chosen by {told['sampler']}"
-            f"{pruner}. Looked for: {wanted}."
-        ),
-        Table(
-            [Column("key", number=False), Column("searched", number=False)],
-            [[Cell(key), Cell(_space(one["attributes"]))] for key, one in told["space"].items()],
-        ),
-    ]
-    first = objectives[0]
-    if not any(first.of(run) == first.of(run) for run in study.runs):
-        return [*blocks, Text("No trial has reached a figure yet.")]
-    blocks.append(Grid([history_chart(study, objectives)]))
+    goal = " and ".join(f"{'maximize' if o.up else 'minimize'} {o.key}" for o in objectives)
+    pruner = "" if given["pruner"] == "none" else f", pruned by {given['pruner']}"
+    part = SearchPart(
+        f"{len(study.runs):,} of {given['n_trials']:,} trials, sampled by {given['sampler']}"
+        f"{pruner}. Objective: {goal}.",
+        [(key, _space(one["attributes"])) for key, one in given["space"].items()],
+        [],
+        [],
+    )
+    if all(isnan(objectives[0].of(run)) for run in study.runs):
+        part.notes.append("No trial has reached a figure yet.")
+        return part
+    part.pictures.append(history_chart(study, objectives))
     for objective in objectives:
-        blocks += _importance(study, objective)
-    blocks.append(Grid([slices_chart(study, objective) for objective in objectives]))
+        _add_importance(part, study, objective)
+        part.pictures.append(slices_chart(study, objective))
     if len(study.keys) > MOST_SLICES:
-        blocks.append(Text(f"The first {MOST_SLICES} of {len(study.keys)} keys.", quiet=True))
-    return blocks
+        part.notes.append(f"The first {MOST_SLICES} of {len(study.keys)} keys.")
+    first = objectives[0]
+    if chart := parallel_chart(study, first.key, first.name, first.scale):
+        part.pictures.append(chart)
+    return part
 
 
 def _space(of: dict[str, Any]) -> str:
@@ -102,8 +112,8 @@ def _space(of: dict[str, Any]) -> str:
 
 
 def history_chart(study: Study, objectives: Sequence[Objective]) -> Picture:
-    """What each trial reached in its turn, and the best so far as a line."""
-    with matplotlib.rc_context(STYLE):
+    """The figure of each trial in its turn, and the best so far as a line."""
+    with styled():
         fig = Figure(figsize=(6.4, 1.0 + 2.6 * len(objectives)), layout="constrained")
         panels = fig.subplots(len(objectives), 1, sharex=True, squeeze=False)[:, 0]
         for axes, objective in zip(panels, objectives, strict=True):
@@ -112,15 +122,14 @@ def history_chart(study: Study, objectives: Sequence[Objective]) -> Picture:
         panels[-1].xaxis.set_major_locator(MaxNLocator(integer=True))
         handles, names = panels[0].get_legend_handles_labels()
         fig.legend(handles, names, loc="outside lower center", ncols=4)
-        alt = "What each trial of the search reached, and the best so far"
-        return picture(fig, "search-history.png", alt)
+        return Picture("search-history", "Each trial of the search, and the best so far", fig)
 
 
 def _history(axes: Axes, study: Study, objective: Objective) -> None:
     points = [(n, run.state, objective.of(run)) for n, run in enumerate(study.runs)]
     best, line = None, []
     for n, state, value in points:
-        if state == "finished" and value == value:
+        if state == State.FINISHED and value == value:
             better = max if objective.up else min
             best = value if best is None else better(best, value)
         if best is not None:
@@ -197,41 +206,23 @@ def _value(setting: str, of: dict[str, Any]) -> Any:
     return min(max(float(setting), of["low"]), of["high"])  # it was rounded to be shown
 
 
-def _importance(study: Study, objective: Objective) -> list[Block]:
+def _add_importance(part: SearchPart, study: Study, objective: Objective) -> None:
     if importlib.util.find_spec("optuna") is None:
-        return [
-            Text(
-                "What mattered is not shown: the package optuna is missing; "
-                "pip install -e '.[optuna]'.",
-                quiet=True,
-            )
-        ]
+        part.notes.append(
+            "Importance is not shown: the package optuna is missing; pip install -e '.[optuna]'."
+        )
+        return
     shares = importance(study, objective)
     if not shares:
-        return [
-            Text(f"Too few finished trials to say what mattered for {objective.key}.", quiet=True)
-        ]
-    names = [study.short(key) for key in shares]
-    with matplotlib.rc_context(STYLE):
-        fig = Figure(figsize=(6.4, 0.9 + 0.34 * len(shares)), layout="constrained")
-        axes = fig.add_subplot()
-        bars = axes.barh(names, [100 * share for share in shares.values()], color=PALETTE[0])
-        axes.bar_label(bars, fmt="%.0f", padding=3, color=INK)
-        axes.invert_yaxis()
-        axes.set_xlim(0, 109)
-        axes.set_xlabel(f"share of the variance of {objective.key} over the space, %")
-        axes.grid(axis="y", visible=False)
-        axes.tick_params(axis="y", length=0)
-        file = f"search-importance-{objective.key.replace('/', '-').replace('_', '-')}.png"
-        chart = picture(fig, file, f"How much each key mattered for {objective.key}")
-    return [
-        Grid([chart]),
-        Text(
-            f"Importance by fANOVA, from {len(study.finished):,} finished trials: a guide to what "
-            "to search next, not a test; with few trials it changes from search to search.",
-            quiet=True,
-        ),
-    ]
+        part.notes.append(f"Too few finished trials for the importance of keys ({objective.key}).")
+        return
+    label = f"share of the variance of {objective.key} over the space, %"
+    file = f"search-importance-{_file(objective)}"
+    part.pictures.append(importance_chart(study, shares, label, file))
+    part.notes.append(
+        f"Importance by fANOVA, from {len(study.finished):,} finished trials: a guide to what "
+        "to search next, not a test; with few trials it changes from search to search."
+    )
 
 
 # ------------------------------------------------------------------ slices
@@ -243,7 +234,7 @@ def slices_chart(study: Study, objective: Objective) -> Picture:
     keys = list(study.search["space"])[:MOST_SLICES]
     columns = min(3, len(keys))
     rows = -(-len(keys) // columns)
-    with matplotlib.rc_context(STYLE):
+    with styled():
         fig = Figure(figsize=(0.9 + 2.9 * columns, 0.4 + 2.6 * rows), layout="constrained")
         panels = fig.subplots(rows, columns, sharey=True, squeeze=False)
         known = [
@@ -270,7 +261,7 @@ def slices_chart(study: Study, objective: Objective) -> Picture:
                     [choices.index(s) if choices else float(s) for s in settings],
                     [value for *_, value in shown],
                     c=[n for n, *_ in shown],
-                    cmap=EARLY_TO_LATE,
+                    cmap=COLOUR_MAP,
                     vmin=0,
                     vmax=max(1, len(study.runs) - 1),
                     marker=marker,
@@ -290,5 +281,9 @@ def slices_chart(study: Study, objective: Objective) -> Picture:
             panels[0, 0].set_title(
                 "triangles: pruned, last validation", fontsize=8.5, fontweight="normal"
             )
-        file = f"search-slices-{objective.key.replace('/', '-').replace('_', '-')}.png"
-        return picture(fig, file, f"{objective.name} against the values of each key")
+        alt = f"{objective.name} against the values of each key"
+        return Picture(f"search-slices-{_file(objective)}", alt, fig)
+
+
+def _file(objective: Objective) -> str:
+    return objective.key.replace("/", "-").replace("_", "-")

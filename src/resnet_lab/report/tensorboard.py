@@ -1,18 +1,24 @@
 """`resnet-lab tensorboard`: the board on one sweep or run alone."""
 
 import os
+import subprocess
 import sys
+import tempfile
 from pathlib import Path
-from typing import NoReturn
 
 from resnet_lab.config.errors import UserError
 from resnet_lab.report.runs import is_run, is_sweep
+from resnet_lab.run.folder import RunFolder
+from resnet_lab.screen import console
+
+LINK_SECONDS = 5.0  # new runs of a sweep appear on the board after so long
 
 
-def open_board(path: Path, port: int = 6006) -> NoReturn:
-    """Become TensorBoard on `path`, seen from this machine alone.
+def open_board(path: Path, port: int = 6006) -> int:
+    """Run TensorBoard on `path`, for this machine alone, until it ends; returns its exit status.
 
-    ValueError where `path` is neither a run nor a sweep, or TensorBoard is not installed.
+    Raises:
+        UserError: `path` is neither a run nor a sweep, TensorBoard is missing, or it fails.
     """
     if not (is_sweep(path) or is_run(path)):
         raise UserError(
@@ -25,5 +31,40 @@ def open_board(path: Path, port: int = 6006) -> NoReturn:
             f"there is no {program}: install TensorBoard with {sys.executable} -m pip install "
             "tensorboard."
         )
-    arguments = ["--logdir", str(path), "--host", "localhost", "--port", str(port)]
-    os.execv(program, [str(program), *arguments])
+    with tempfile.TemporaryDirectory(prefix="resnet-lab-") as folder:
+        _link(path, Path(folder))
+        place = ["--logdir", folder, "--host", "localhost", "--port", str(port)]
+        console.print(f"http://localhost:{port}   (Ctrl-C ends it)")
+        return _serve([str(program), "--load_fast", "false", *place], path, Path(folder))
+
+
+def _link(path: Path, folder: Path) -> None:
+    """Give each run on the board its folder's name, without "/tensorboard"."""
+    runs = [path] if is_run(path) else [run for run in path.iterdir() if is_run(run)]
+    for run in runs:
+        link, board = folder / run.resolve().name, RunFolder(run).board
+        if board.is_dir() and not link.is_symlink():
+            link.symlink_to(board.resolve(), target_is_directory=True)
+
+
+def _serve(arguments: list[str], path: Path, folder: Path) -> int:
+    """Run TensorBoard without its remarks on TensorFlow; new runs are linked as they appear."""
+    quiet = {**os.environ, "TF_CPP_MIN_LOG_LEVEL": "3"}
+    with (
+        tempfile.TemporaryFile("w+") as errors,
+        subprocess.Popen(arguments, env=quiet, stdout=errors, stderr=errors) as board,
+    ):
+        try:
+            while board.poll() is None:
+                try:
+                    board.wait(LINK_SECONDS)
+                except subprocess.TimeoutExpired:
+                    _link(path, folder)
+        except KeyboardInterrupt:
+            board.terminate()
+            return 0
+        if board.returncode:
+            errors.seek(0)
+            lines = [line.strip() for line in errors if line.strip()]
+            raise UserError(f"TensorBoard: {lines[-1] if lines else 'it has ended'}")
+    return 0

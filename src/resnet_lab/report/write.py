@@ -12,14 +12,21 @@ from typing import Any
 from rich.table import Table as ScreenTable
 
 from resnet_lab.config.errors import UserError
-from resnet_lab.report.contents import compose, counted, plus_minus, shown_settings
-from resnet_lab.report.page import MARKER, Page, html, markdown
-from resnet_lab.report.runs import Run, Study, read
-from resnet_lab.report.statistics import Summary, summarise
+from resnet_lab.report.compose import (
+    MARKER,
+    Page,
+    compose,
+    counted,
+    plus_minus,
+    shown_settings,
+)
+from resnet_lab.report.runs import Run, Study, is_run, is_sweep, read
+from resnet_lab.report.stats import Summary, summarise
+from resnet_lab.run.state import State
 from resnet_lab.screen import console
 
 MOST_ON_SCREEN = 20
-# What results.csv says of a run besides its settings, in this order.
+# The columns of results.csv besides the settings, in this order.
 RESULTS = (
     *("model", "data", "seed", "batch_size", "devices", "precision", "n_train", "n_val", "n_test"),
     *("params", "macs", "epochs", "steps", "best_epoch", "train_seconds", "seconds"),
@@ -27,36 +34,44 @@ RESULTS = (
 )
 
 
-def report(paths: Sequence[Path], out: Path | None = None) -> Path:
-    """Report on a sweep or on runs; returns the folder written.
+def report(paths: Sequence[Path], out: Path | None = None, png: bool = False) -> Path:
+    """Report on sweeps, runs, or folders above them; returns the folder written.
 
-    That is `out`; without it `report/` inside the one sweep or run named, and for several
-    outputs/reports/<date>_<time>. An earlier report there is replaced. ValueError, and nothing
-    written, where there is nothing to report on or where the folder holds something else.
+    That is `out`; without it `report/` inside the one sweep or run named, else
+    outputs/reports/<date>_<time>. An earlier report there is replaced.
+
+    Args:
+        png: write the pictures as files, too.
+
+    Raises:
+        UserError: there is nothing to report on, or the folder holds something else; nothing is
+            written.
     """
-    study = read(paths)
-    inside = study.folder / "report" if study.folder else None
+    studies = read(paths)
+    single = len(paths) == 1 and (is_sweep(paths[0]) or is_run(paths[0]))
+    inside = paths[0] / "report" if single else None
     folder = out or inside or Path(f"outputs/reports/{datetime.now():%Y-%m-%d_%H-%M-%S}")
-    _check_ours(folder)
-    page = compose(study)
-    _write(folder, page, study)
-    _show(study, folder)
+    _check_replaceable(folder)
+    _write(folder, compose(studies, folder), studies, png)
+    for study in studies:
+        _show(study, len(studies) > 1)
+    console.print(f"report      {folder / 'report.html'}", soft_wrap=True)
     return folder
 
 
-def _check_ours(folder: Path) -> None:
-    """ValueError unless `folder` may be replaced: absent, empty, or a report and nothing else."""
+def _check_replaceable(folder: Path) -> None:
+    """Raise UserError unless `folder` is absent, empty, or a report and nothing else."""
     if not folder.exists():
         return
     if not folder.is_dir():
         raise UserError(f"{folder} is a file; name a folder for the report with --out.")
     there = {path.name for path in folder.iterdir()}
-    ours: set[str] = set()
+    written: set[str] = set()
     if "report.html" in there:
         head = (folder / "report.html").read_text(errors="replace")[:4000]
         match = re.search(rf'<meta name="{MARKER}" content="([^"]*)">', head)
-        ours = set(match[1].split("|")) if match else set()
-    foreign = sorted(there - ours)
+        written = set(match[1].split("|")) if match else set()
+    foreign = sorted(there - written)
     if foreign:
         raise UserError(
             f"{folder} holds what no report wrote ({', '.join(foreign[:3])}"
@@ -65,19 +80,18 @@ def _check_ours(folder: Path) -> None:
         )
 
 
-def _write(folder: Path, page: Page, study: Study) -> None:
+def _write(folder: Path, page: Page, studies: Sequence[Study], png: bool) -> None:
     """Beside its place first, so that no reader and no crash meets half a report."""
-    pictures = page.pictures
-    page.files = ["report.html", "report.md", "results.csv", *(p.file for p in pictures)]
+    pictures = page.pictures if png else []
+    files = ["report.html", "results.csv", *(f"{picture.file}.png" for picture in pictures)]
     part = folder.with_name(f".{folder.name}.{os.getpid()}.part")
     old = folder.with_name(f".{folder.name}.{os.getpid()}.old")
     part.mkdir(parents=True)
     try:
-        (part / "report.html").write_text(html(page), encoding="utf-8")
-        (part / "report.md").write_text(markdown(page), encoding="utf-8")
+        (part / "report.html").write_text(page.html(files), encoding="utf-8")
         for picture in pictures:
-            (part / picture.file).write_bytes(picture.png)
-        _write_results(part / "results.csv", study)
+            picture.save_png(part)
+        _write_results(part / "results.csv", studies)
         if folder.exists():
             folder.rename(old)
         part.rename(folder)
@@ -88,9 +102,9 @@ def _write(folder: Path, page: Page, study: Study) -> None:
         shutil.rmtree(old, ignore_errors=True)
 
 
-def _write_results(path: Path, study: Study) -> None:
+def _write_results(path: Path, studies: Sequence[Study]) -> None:
     """A row for each job of whatever state; accuracies in percent."""
-    rows = [_result_row(study, run) for run in study.runs]
+    rows = [_result_row(study, run) for study in studies for run in study.runs]
     columns = dict.fromkeys(name for row in rows for name in row)
     with path.open("w", newline="", encoding="utf-8") as file:
         writer = csv.DictWriter(file, list(columns))
@@ -111,12 +125,14 @@ def _result_row(study: Study, run: Run) -> dict[str, Any]:
     return row | {"reason": run.reason, "folder": str(run.folder)}
 
 
-def _show(study: Study, folder: Path) -> None:
-    others = [run for run in study.runs if run.state != "finished"]
+def _show(study: Study, several: bool) -> None:
+    if several:
+        console.print(study.data, soft_wrap=True)
+    others = [run for run in study.runs if run.state != State.FINISHED]
     if study.finished:
-        rows, sentence = shown_settings(summarise(study), MOST_ON_SCREEN)
+        rows, sentences = shown_settings(summarise(study), MOST_ON_SCREEN)
         console.print(_on_screen(study, rows))
-        if sentence:
+        for sentence in sentences:
             console.print(sentence)
     else:
         console.print("No job has finished yet.")
@@ -126,7 +142,6 @@ def _show(study: Study, folder: Path) -> None:
         console.print(f"and {len(others) - MOST_ON_SCREEN:,} more without a result")
     for note in study.notes:
         console.print(note, soft_wrap=True)
-    console.print(f"report      {folder / 'report.html'}", soft_wrap=True)
 
 
 def _on_screen(study: Study, rows: Sequence[Summary]) -> ScreenTable:
@@ -138,6 +153,6 @@ def _on_screen(study: Study, rows: Sequence[Summary]) -> ScreenTable:
         screen.add_column(title, justify="right", no_wrap=True)
     screen.add_column("")
     for row in rows:
-        best = "best" if row.best and len(rows) > 1 else ""
+        best = "best" if row.best and len(rows) > 1 else "not apart" if row.tied else ""
         screen.add_row(*row.setting, counted(row), plus_minus(row.val), plus_minus(row.test), best)
     return screen

@@ -160,9 +160,10 @@ class Slurm:
             *sbatch_options(job, self._resources),
             input=text,
             env=environment,
+            timeout=None,  # one that is cut off may have submitted the job
         )
         if done is None or done.returncode != 0:
-            self._refused("sbatch does not answer" if done is None else done.stderr)
+            self._refused(done.stderr if done else "")
             return False
         self._refusal = ""
         number = done.stdout.strip().partition(";")[0]  # behind it the name of the cluster
@@ -256,10 +257,9 @@ def _exit_status(number: str) -> int:
 
 
 def _call(*command: str, **options: Any) -> subprocess.CompletedProcess[str] | None:
-    """Run a command of SLURM; None where it does not answer in time."""
+    """Run a command of SLURM, out of reach of Ctrl-C; None where it does not answer in time."""
+    options = {"timeout": ANSWER_SECONDS, "start_new_session": True, **options}
     try:
-        return subprocess.run(
-            command, capture_output=True, text=True, timeout=ANSWER_SECONDS, **options
-        )
+        return subprocess.run(command, capture_output=True, text=True, **options)
     except subprocess.TimeoutExpired:
         return None
