@@ -40,14 +40,14 @@ $(READY): pyproject.toml constraints.txt
 train: $(READY) ## Train ResNet-20 on handwritten digits (about a minute on two cores)
 	@$(BIN)/python train.py $(ARGS)
 
-bench: $(READY) ## Measure this machine: the limit, this project, the common style (13 minutes)
-	@$(BIN)/resnet-lab bench $(ARGS)
+bench: $(READY) ## Measure the speed on this machine: ARGS="--only training,sweep --rounds 3 --out DIR"
+	@$(BIN)/python -m benchmarks $(ARGS)
 
 test: $(READY) ## Run the tests, two side by side
 	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 2 --dist loadfile $(ARGS)
 
-test-slow: $(READY) ## Run the long tests as well
-	@$(BIN)/python -m pytest -q -m "not faults and not cluster" $(ARGS)
+test-slow: $(READY) ## Run the long tests, which `make test` leaves out
+	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 2 --dist loadfile -m slow $(ARGS)
 
 test-faults: $(READY) ## Kill, freeze, fill and break things for 40 minutes; prints the figures
 	@$(BIN)/python -m pytest -q -m faults $(ARGS)

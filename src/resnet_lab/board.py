@@ -1,4 +1,4 @@
-"""TensorBoard as this project uses it."""
+"""TensorBoard with figures by epoch, and a chart of training beside validation."""
 
 import time
 from collections.abc import Mapping
@@ -9,6 +9,13 @@ from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.utilities import rank_zero_only
 
 EVENTS = "events.out.tfevents.*"
+# Under CUSTOM SCALARS: names of charts, and regular expressions of the figures that each shows.
+CHARTS = {
+    "training and validation": {
+        name: ["Multiline", [f"by_epoch/train_{key}$", f"by_epoch/val_{key}$"]]
+        for name, key in (("loss", "loss"), ("accuracy", "acc"))
+    }
+}
 
 
 class Board(TensorBoardLogger):
@@ -52,7 +59,7 @@ class Board(TensorBoardLogger):
                 for key, value in figures.items()
                 if key.startswith(("train/", "val/"))
             }
-            super().log_metrics(by_epoch, int(epoch) + 1)
+            super().log_metrics(by_epoch, int(epoch))
 
     @rank_zero_only
     def save(self) -> None:
@@ -61,10 +68,11 @@ class Board(TensorBoardLogger):
 
     @rank_zero_only
     def log_config(self, text: str) -> None:
-        """Show the run's config (YAML) under TEXT."""
+        """Show the run's config (YAML) under TEXT, and training beside validation in one chart."""
         self.experiment.add_text("config", "```yaml\n" + text + "\n```")
+        self.experiment.add_custom_scalars(CHARTS)
 
     @rank_zero_only
     def log_result(self, config: dict[str, Any], scores: dict[str, float], step: int) -> None:
         """Show the run in HPARAMS: its choices and its final scores."""
-        self.log_hyperparams(config, {f"final/{k}": v for k, v in scores.items()}, step)
+        self.log_hyperparams(config, scores, step)

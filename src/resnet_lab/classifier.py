@@ -20,9 +20,13 @@ class Tally(Metric):
 
     Sums stay on the device until `compute`, which gives `{"loss": [], "acc": []}`: updating it
     in a step does not wait for the device.
+
+    Attributes:
+        counted: the most images of one epoch so far, of all ranks.
     """
 
     full_state_update = False
+    counted = 0
     loss_sum: Tensor
     correct: Tensor
     count: Tensor
@@ -53,6 +57,7 @@ class Tally(Metric):
         self.count += sums["count"].to(self.device)
 
     def compute(self) -> dict[str, Tensor]:
+        self.counted = max(self.counted, int(self.count))
         return {"loss": self.loss_sum / self.count, "acc": self.correct / self.count}
 
 
@@ -85,6 +90,10 @@ class Classifier(LightningModule):
         self._scheduler = scheduler
         self.train_tally, self.val_tally, self.test_tally = Tally(), Tally(), Tally()
 
+    @property
+    def tallies(self) -> dict[str, Tally]:
+        return {"train": self.train_tally, "val": self.val_tally, "test": self.test_tally}
+
     def forward(self, images: Tensor) -> Tensor:
         return self.net(images)
 
@@ -111,29 +120,34 @@ class Classifier(LightningModule):
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         with self.train_tally.sync_context(should_sync=self.trainer.world_size > 1):
             checkpoint["train_tally"] = self.train_tally.sums()
+        checkpoint["counted"] = {split: tally.counted for split, tally in self.tallies.items()}
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         if self.trainer.is_global_zero:  # the sums of all ranks; the others begin at zero
             self.train_tally.add(checkpoint["train_tally"])
+        for split, counted in checkpoint.get("counted", {}).items():
+            self.tallies[split].counted = counted
 
-    def _close(self, split: str, tally: Tally) -> None:
+    def _close(self, split: str) -> None:
         """The epoch's scores, for callbacks and, at the step that is done, for the loggers."""
+        tally = self.tallies[split]
         scores = {f"{split}/{name}": value.float() for name, value in tally.compute().items()}
         tally.reset()
         self.log_dict(scores, logger=False)  # which would give loggers the step before the last
         if not self.trainer.sanity_checking:
             figures = {name: float(value) for name, value in scores.items()}
+            figures["epoch"] = self.current_epoch + (split != "test")  # epochs done, as metrics.csv
             for logger in self.trainer.loggers:
-                logger.log_metrics({**figures, "epoch": self.current_epoch}, self.global_step)
+                logger.log_metrics(figures, self.global_step)
 
     def on_train_epoch_end(self) -> None:
-        self._close("train", self.train_tally)
+        self._close("train")
 
     def on_validation_epoch_end(self) -> None:
-        self._close("val", self.val_tally)
+        self._close("val")
 
     def on_test_epoch_end(self) -> None:
-        self._close("test", self.test_tally)
+        self._close("test")
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
         optimizer = self._optimizer(self.parameter_groups())

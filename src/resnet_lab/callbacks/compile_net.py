@@ -49,7 +49,7 @@ class CompileNet(Callback):
             chosen, reason = decide(
                 self.choice, pl_module.device.type, str(trainer.precision), steps
             )
-        log.info(f"{'compile':<12}{'yes' if chosen else 'no'}: {reason}")
+        log.info(f"{'compile':<12}{'on' if chosen else 'off'}: {reason}")
         if not chosen:
             return
         net: nn.Module = pl_module.net  # type: ignore[assignment]
@@ -74,10 +74,11 @@ def decide(choice: bool | str, device: str, precision: str, steps: float) -> tup
     if choice != "auto":
         return choice is True, f"compile={str(choice is True).lower()}"
     if device != "cpu" or not precision.startswith("32"):
-        return False, f"no gain is known on {device} in {precision} (compile=true tries it)"
+        return False, f"no gain known on {device} in {precision} (compile=true tries it)"
     if steps < WORTHWHILE_STEPS:
-        return False, f"{steps:,} steps ahead, it pays from {WORTHWHILE_STEPS:,} on (compile=auto)"
-    return True, f"{steps:,} steps ahead in float32 (compile=auto)"
+        enough = f"pays off from about {WORTHWHILE_STEPS:,}"
+        return False, f"{steps:,} steps; {enough} (compile=auto)"
+    return True, f"{steps:,} steps in float32 (compile=auto)"
 
 
 def _run_zeros(trainer: Trainer, pl_module: LightningModule, net: nn.Module) -> None:

@@ -50,7 +50,7 @@ class Confusion(nn.Module):
         return matrix
 
     def accuracy_per_class(self) -> dict[str, float | None]:
-        """The share of each class's images that is recognised; None where there are none."""
+        """The accuracy on each class's images; None where there are none."""
         right, total = self.matrix.diagonal().tolist(), self.matrix.sum(axis=1).tolist()
         shares = (r / n if n else None for r, n in zip(right, total, strict=True))
         return dict(zip(self.names, shares, strict=True))
@@ -135,7 +135,7 @@ def draw(counts: np.ndarray, names: Sequence[str]) -> Figure:
     axes.set(xlabel="predicted class", ylabel="true class")
     total = counts.sum()
     accuracy = counts.diagonal().sum() / max(1, total)
-    axes.set_title(f"{total:,} test images, {accuracy:.2%} recognised")
+    axes.set_title(f"{total:,} test images, test accuracy {100 * accuracy:.2f} %")
     bar = figure.colorbar(display.im_, ax=axes, ticks=[0, 0.01, 0.05, 0.2, 0.5, 1])
     bar.ax.set_yticklabels(["0", "1", "5", "20", "50", "100"])
     bar.set_label("share of the true class, %")

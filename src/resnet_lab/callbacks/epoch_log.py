@@ -1,4 +1,4 @@
-"""What every epoch leaves behind: a row in metrics.csv, a line in the log, points on the board."""
+"""What every epoch leaves: a row in metrics.csv, a line in the log, figures in the loggers."""
 
 import logging
 import time
@@ -31,7 +31,9 @@ class EpochLog(Callback):
 
     Speed is training images of all devices divided by the time spent in training steps and what
     feeds them, without validation and checkpoints. Every `trainer.log_every_n_steps` steps the
-    loss of that step (on the first device) and the learning rate go to the loggers.
+    loss of that step (on the first device) and the learning rate go to the loggers. The line in
+    the log ends with the time that is left until the test, as fast as this process has trained and
+    validated so far.
     """
 
     def __init__(self, run_dir: str) -> None:
@@ -41,6 +43,7 @@ class EpochLog(Callback):
         self._epoch_images = 0
         self._epoch_seconds = 0.0
         self._since: float | None = None  # while the clock runs
+        self._began = 0.0, 0  # when this process began to train, and the batches done by then
         self._validated = False
 
     @property
@@ -65,6 +68,7 @@ class EpochLog(Callback):
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._since = time.monotonic()  # resumed in mid-epoch, that epoch's start is over
+        self._began = self._since, batches_done(trainer)
         if trainer.is_global_zero:
             self.table.resume(trainer.current_epoch)
 
@@ -123,12 +127,31 @@ class EpochLog(Callback):
             return
         self.table.add([row])
         shown = f"val {row['val/loss']:.4f} {row['val/acc']:.4f}   " if "val/acc" in row else ""
-        total = trainer.max_epochs if (trainer.max_epochs or -1) > 0 else "?"
+        began, before = self._began
+        left = seconds_left(trainer, time.monotonic() - began, batches_done(trainer) - before)
         log.info(
-            f"epoch {row['epoch']:>3}/{total}   train {row['train/loss']:.4f} "
+            f"epoch {row['epoch']:>3}/{epochs_in_all(trainer)}   train {row['train/loss']:.4f} "
             f"{row['train/acc']:.4f}   {shown}lr {row['lr']:.2g}   {speed:,.0f} images/s   "
             f"{duration(self._epoch_seconds)}"
+            + ("" if left is None else f"   {duration(left)} left")
         )
+
+
+def batches_done(trainer: Trainer) -> int:
+    """Training batches of the run so far."""
+    return trainer.fit_loop.epoch_loop.total_batch_idx + 1
+
+
+def seconds_left(trainer: Trainer, seconds: float, batches: int) -> float | None:
+    """Until the end of training, where `batches` took `seconds`; None where nobody knows."""
+    total = trainer.estimated_stepping_batches * trainer.accumulate_grad_batches
+    if batches < 1 or total == float("inf"):
+        return None
+    return seconds / batches * max(0, total - batches_done(trainer))
+
+
+def epochs_in_all(trainer: Trainer) -> str:
+    return str(trainer.max_epochs) if (trainer.max_epochs or -1) > 0 else "?"
 
 
 def _lr(trainer: Trainer) -> float:

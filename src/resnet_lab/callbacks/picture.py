@@ -1,23 +1,21 @@
-"""Pictures of a run: drawn by the first process, into its folder and onto the board."""
+"""Pictures of a run: drawn by the first process, into its folder and for its loggers."""
 
 import logging
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
 
 import torch
 from lightning.pytorch import Trainer
-from lightning.pytorch.loggers import TensorBoardLogger
 from matplotlib.figure import Figure
 from torch import Tensor
 
-from resnet_lab import charts
+from resnet_lab import charts, loggers
 
 log = logging.getLogger(__name__)
 
 
 def publish(trainer: Trainer, path: Path, draw: Callable[[], Figure]) -> None:
-    """Save what `draw` gives as `path` (PNG), and show it in TensorBoard under the same name.
+    """Save what `draw` gives as `path` (PNG), and give it to the loggers under the same name.
 
     `draw` is called on the first process only. Whatever goes wrong becomes a warning: a picture
     that fails must not cost a run its result.
@@ -26,10 +24,7 @@ def publish(trainer: Trainer, path: Path, draw: Callable[[], Figure]) -> None:
         return
     try:
         pixels = charts.write_png(path, draw)
-        for logger in trainer.loggers:
-            if isinstance(logger, TensorBoardLogger):
-                board: Any = logger.experiment
-                board.add_image(path.stem, pixels, trainer.global_step, dataformats="HWC")
+        loggers.picture(trainer.loggers, path, pixels, trainer.global_step)
     except Exception as error:
         log.warning(f"{path.name} could not be drawn ({type(error).__name__}: {error})")
 

@@ -1,4 +1,4 @@
-"""What the net is really fed."""
+"""The images that the net is trained on, after augmentation."""
 
 from pathlib import Path
 from typing import Any
@@ -13,9 +13,9 @@ from resnet_lab.charts import shortened
 class SampleGrid(Callback):
     """Draws the first `count` images of the run's first batch into `samples.png`.
 
-    They are the tensors that the net gets, after augmentation; only the normalisation is taken
-    back. On several devices they are those of the first one's share. Drawn at the end of the first
-    epoch, where it does not stop the clock of the training speed.
+    They are the input of the net, after augmentation; only the normalisation is undone. On several
+    devices they are those of the first one's share. Drawn at the end of the first epoch, where it
+    does not add to the time of training.
     """
 
     def __init__(self, run_dir: str, count: int = 32) -> None:
@@ -37,5 +37,5 @@ class SampleGrid(Callback):
         self._kept = None
         data: Any = trainer.datamodule  # type: ignore[attr-defined]
         captions = [shortened(data.class_names[label], 16) for label in labels.tolist()]
-        title = "The first training images, as the net gets them"
+        title = "The first training images, after augmentation"
         publish(trainer, self.path, lambda: grid(images, captions, title, data.mean, data.std))

@@ -1,4 +1,4 @@
-"""Where the net is sure and wrong."""
+"""The test images that the net gets wrong with the highest confidence."""
 
 from pathlib import Path
 from typing import Any
@@ -63,10 +63,11 @@ class WrongImages(Callback):
         data: Any = trainer.datamodule  # type: ignore[attr-defined]
         names = data.class_names
         captions = [
-            f"{shortened(names[label], 16)}\nnot {shortened(names[answer], 11)}, {sure:.0%}"
+            f"{shortened(names[label], 16)},\ntaken for {shortened(names[answer], 11)}\n"
+            f"({100 * sure:.0f} %)"
             for label, answer, sure in zip(
                 labels[:n].tolist(), predicted[:n].tolist(), confidence[:n].tolist(), strict=True
             )
         ]
-        title = "Test images: the most confident mistakes, and how sure the net was"
+        title = "Test images: the most confident mistakes, with the confidence"
         publish(trainer, self.path, lambda: grid(images[:n], captions, title, data.mean, data.std))

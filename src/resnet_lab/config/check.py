@@ -19,11 +19,14 @@ PRETRAINED = "resnet_lab.models.pretrained.Pretrained"
 EXTRAS = {"wandb", "mlflow"}  # loggers whose packages are optional extras of ours
 
 
-def check(cfg: DictConfig) -> None:
+def check(cfg: DictConfig, training: bool = True) -> None:
     """Raise UserError, a line for each thing that this composed config gets wrong.
 
     All that the config alone tells: types, ranges, impossible networks, values that contradict
     each other. What only the data or the machine can tell is left to `run.build`.
+
+    Args:
+        training: whether an image folder must hold train/ and test/; evaluation needs one of them.
     """
     content = OmegaConf.to_container(cfg)
     assert isinstance(content, dict)
@@ -37,7 +40,7 @@ def check(cfg: DictConfig) -> None:
     faults = [f"{key} has no default: give {key}=..." for key in missing]
     faults += value_faults(cfg, missing)
     if not faults:
-        faults = list(_contradictions(cfg))
+        faults = list(_contradictions(cfg, training))
     if faults:
         raise UserError("\n".join(faults))
 
@@ -51,7 +54,7 @@ def _missing(node: Any, key: str = "") -> Iterator[str]:
             yield from _missing(child, f"{key}.{name}" if key else str(name))
 
 
-def _contradictions(cfg: DictConfig) -> Iterator[str]:
+def _contradictions(cfg: DictConfig, training: bool) -> Iterator[str]:
     # An experiment may be a sweep; a single run, and each job of a sweep, is one point of it.
     swept = OmegaConf.select(cfg, "hydra.sweeper.params") or {}
     given = {override.partition("=")[0] for override in typed(cfg, "task")} if swept else ()
@@ -80,7 +83,7 @@ def _contradictions(cfg: DictConfig) -> Iterator[str]:
     if root is not None and source and "root" not in source:
         yield f"data.root={root}: these images come from no folder; data=imagefolder reads one."
     if str(source.get("_target_")).endswith(".ImageFolder"):
-        for folder in (Path(root), Path(root, "train"), Path(root, "test")):
+        for folder in (Path(root, name) for name in ("", "train", "test")[: 3 if training else 1]):
             if not folder.is_dir():
                 yield (
                     f"data.root={root}: there is no folder {folder}; data.root must hold train/ "

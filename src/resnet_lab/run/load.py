@@ -83,7 +83,7 @@ def load_run(
         raise UserError(f"{folder.config}: {' '.join(faults)}")
     cfg = OmegaConf.create(own)
     if overrides:
-        check(cfg)
+        check(cfg, training=False)
     result = folder.read_result()
     checkpoint = checkpoint or _chosen(folder, str(result.get("status", "without a result.json")))
 

@@ -1,4 +1,4 @@
-"""What a run tells of itself: result.json, the header, the closing table, its row in HPARAMS."""
+"""What a run reports: result.json, the header, the closing table, its scores in the loggers."""
 
 import logging
 import platform
@@ -16,7 +16,7 @@ from hydra.core.hydra_config import HydraConfig
 from omegaconf import OmegaConf
 from torch import nn
 
-from resnet_lab.board import Board
+from resnet_lab import loggers
 from resnet_lab.callbacks.compile_net import CompileNet
 from resnet_lab.callbacks.confusion_matrix import ConfusionMatrix
 from resnet_lab.callbacks.epoch_log import EpochLog
@@ -68,8 +68,15 @@ class Record:
         self._measure()
         if self.trainer.is_global_zero:
             self.folder.write_result(self.result)
+            settings: dict[str, Any] = {}
+            scores: dict[str, float] = {}
             if error is None:
-                self._close()
+                self._show_table()
+                names = ("val/acc", "test/acc")
+                scores = {name: self.result[name] for name in names if name in self.result}
+                settings = self._settings()
+            status, step = self.result["status"], self.result.get("steps", 0)
+            loggers.end(self.trainer.loggers, status, settings, scores, step)
 
     def trained(self) -> None:
         """The last epoch is over."""
@@ -109,6 +116,9 @@ class Record:
 
     def _measure(self) -> None:
         self.result["seconds"] = round(time.monotonic() - self._began, 3)
+        # Images that were counted: less than the data has, where the trainer limits its batches.
+        tallies = self.parts.classifier.tallies.items()
+        self.result |= {f"n_{split}": tally.counted for split, tally in tallies if tally.counted}
         self.result["compiled"] = getattr(self._callback(CompileNet), "compiled", False)
         if epoch_log := self._callback(EpochLog):
             self.result["train_seconds"] = round(epoch_log.train_seconds, 3)
@@ -119,15 +129,16 @@ class Record:
     def _begin(self) -> None:
         """Leave the config and a first result in the folder, and print the header."""
         parts, cfg = self.parts, self.parts.cfg
+        tags = {"model": self.result["model"], "data": self.result["data"]}
+        if sweep := loggers.sweep_of(self.folder):
+            tags["sweep"] = sweep
+        loggers.begin(self.trainer.loggers, parts.saved, tags, bool(cfg.resume))
         text = OmegaConf.to_yaml(OmegaConf.create(parts.saved))
         self.folder.path.mkdir(parents=True, exist_ok=True)
         if cfg.resume:
             self._show_changes()
         write_text(self.folder.config, text)
         self.folder.write_result(self.result)
-        for logger in self.trainer.loggers:
-            if isinstance(logger, Board) and not cfg.resume:
-                logger.log_config(text)
         for name, value in self._header().items():
             log.info(f"{name:<12}{value}")
         devices = 1 if cfg.trainer.sync_batchnorm else self.trainer.world_size
@@ -151,7 +162,7 @@ class Record:
     def _header(self) -> dict[str, str]:
         cfg, data, result = self.parts.cfg, self.parts.datamodule, self.result
         learning = sum(p.numel() for p in self.parts.net.parameters() if p.requires_grad)
-        frozen = f" ({learning:,} of them learn)" if learning < result["params"] else ""
+        frozen = f" ({learning:,} of them trainable)" if learning < result["params"] else ""
         devices = self.trainer.world_size
         share = f" ({cfg.data.batch_size // devices} on each of {devices} devices)"
         return {
@@ -167,16 +178,8 @@ class Record:
 
     # ------------------------------------------------------------------ close
 
-    def _close(self) -> None:
-        """HPARAMS on the board, and the closing table on the screen."""
+    def _show_table(self) -> None:
         result = self.result
-        scores: dict[str, float] = {
-            key: result[key] for key in ("val/acc", "test/acc") if key in result
-        }
-        for logger in self.trainer.loggers:
-            if isinstance(logger, Board):
-                logger.log_result(self._settings(), scores, result["steps"])
-            logger.finalize("success")
         log.info(f"\n{'':<12}{'loss':>10}{'accuracy':>10}{'images':>10}")
         for split in ("val", "test"):
             if f"{split}/acc" in result:

@@ -1,8 +1,8 @@
-"""Contenders in processes of their own, let through one at a time; imports no torch.
+"""Contenders in processes of their own that run in turns; imports no torch.
 
-The worker's side is `Gate`: a contender is a function `f(gate, **options)` that sets itself up,
-calls `gate.wait()`, runs one segment, hands in its figures with the next `gate.wait(...)`, and so
-on for ever. The parent's side is `race`. Needs a Unix.
+A contender is a function `f(gate, **options)` that sets itself up, calls `gate.wait()`, runs one
+segment, hands in its figures with the next `gate.wait(...)`, and so on without end. `race` is the
+parent's side. Needs a Unix.
 """
 
 import importlib
@@ -28,48 +28,21 @@ class Gate:
         self._connection = connection
 
     def wait(self, **figures: Any) -> None:
-        """Hand in the figures of the segment just run, then wait for the next turn.
-
-        The first call, before any segment, hands in what there is to say about the set-up.
-        """
+        """Hand in the figures of the segment just run, if any, and wait for the next turn."""
         self._connection.send(figures)
         try:
             self._connection.recv()
-        except EOFError:  # the parent is gone
+        except EOFError:  # the parent has ended
             raise SystemExit from None
 
 
-# Of this process. A config holds plain data only, so a callback named in one finds its gate here.
-_here: Gate | None = None
+_gate: Gate | None = None  # of this process: a callback named in a config cannot be handed one
 
 
-def here() -> Gate:
-    """The gate of this worker process."""
-    assert _here is not None, "only a contender has a gate"
-    return _here
-
-
-def _work(
-    connection: Connection,
-    function: str,
-    options: Mapping[str, Any],
-    log: Path,
-    start_method: str,
-) -> None:
-    """The worker's main: output goes to a file, as under nohup or a job queue."""
-    global _here
-    set_start_method(start_method, force=True)  # a spawned process would spawn loader workers, too
-    os.setpgrp()  # so that it can be ended together with all processes it starts
-    with log.open("a") as file:
-        os.dup2(file.fileno(), 1)
-        os.dup2(file.fileno(), 2)
-    _here = Gate(connection)
-    module, _, name = function.rpartition(".")
-    try:
-        getattr(importlib.import_module(module), name)(_here, **options)
-    except Exception as error:
-        traceback.print_exc()
-        connection.send({"error": f"{type(error).__name__}: {error}"})
+def gate() -> Gate:
+    """The gate of this contender's process."""
+    assert _gate is not None, "only a contender has a gate"
+    return _gate
 
 
 class Entry(NamedTuple):
@@ -83,21 +56,38 @@ class Failed(Exception):
     """A contender that raised or died; the message says which and why."""
 
 
+def _work(connection: Connection, entry: Entry, log: Path, start_method: str) -> None:
+    """The main function of a contender's process; what it prints goes into a file."""
+    global _gate
+    set_start_method(start_method, force=True)  # else its loader workers would use forkserver
+    os.setpgrp()  # so that it can be ended together with all processes it starts
+    with log.open("a") as file:
+        os.dup2(file.fileno(), 1)
+        os.dup2(file.fileno(), 2)
+    _gate = Gate(connection)
+    module, _, name = entry.function.rpartition(".")
+    try:
+        getattr(importlib.import_module(module), name)(_gate, **entry.options)
+    except Exception as error:
+        traceback.print_exc()
+        connection.send({"error": f"{type(error).__name__}: {error}"})
+
+
 class Contender:
-    """The parent's hold on a contender's process."""
+    """A contender's process, seen from the parent."""
 
     def __init__(self, name: str, entry: Entry, logs: Path) -> None:
         self.name = name
         self._log = logs / f"{name.replace(' ', '_').replace('/', '_')}.log"
-        fresh = get_context("forkserver")
-        self._connection, theirs = fresh.Pipe()
-        arguments = (theirs, *entry, self._log, get_start_method())
-        self._process = fresh.Process(target=_work, args=arguments)
+        context = get_context("forkserver")
+        self._connection, others = context.Pipe()
+        arguments = (others, entry, self._log, get_start_method())
+        self._process = context.Process(target=_work, args=arguments)
         self._process.start()
-        theirs.close()
+        others.close()
 
     def answer(self) -> Figures:
-        """The figures of what it was let do last. Raises `Failed`."""
+        """The figures of its last segment. Raises `Failed`."""
         try:
             if not self._connection.poll(PATIENCE):
                 raise Failed(f"{self.name}: no answer in {PATIENCE} seconds ({self._log})")
@@ -110,39 +100,31 @@ class Contender:
             raise Failed(f"{self.name}: {figures['error']} ({self._log})")
         return figures
 
-    def let_through(self) -> None:
-        with suppress(OSError):  # it died: `answer` says so
+    def start_turn(self) -> None:
+        with suppress(OSError):  # it has died: `answer` says so
             self._connection.send(True)
 
     def end(self) -> None:
-        """End its process and all that it started; there is nothing in them to be saved."""
+        """End its process and all that it started."""
         assert self._process.pid is not None
         with suppress(ProcessLookupError, PermissionError):
             os.killpg(self._process.pid, signal.SIGKILL)
-        self._process.kill()  # where it had no time to make a group of its own
+        self._process.kill()  # in case it had not yet made its process group
         self._process.join()
         self._connection.close()
-
-
-def ask(function: str, logs: Path) -> Figures:
-    """What one contender has to say after its set-up; it runs no segment. Raises `Failed`."""
-    contender = Contender(function.rpartition(".")[2], Entry(function), logs)
-    try:
-        return contender.answer()
-    finally:
-        contender.end()
 
 
 def race(
     entries: Mapping[str, Entry], rounds: int, logs: Path
 ) -> tuple[dict[str, list[Figures]], dict[str, str]]:
-    """Let contenders through in turn, A B C A B C ..., and collect what they hand in.
+    """Give contenders their turns, A B C A B C ..., and collect their figures.
 
     One after the other they set themselves up and run a first segment that does not count (caches,
-    compilers, the allocator): all at once they would only crawl.
+    compilers, the allocator).
 
-    Returns the figures of every counted round by contender, and an error for each that failed,
-    which has no figures then; the others go on.
+    Returns:
+        The figures of every counted round by contender, and an error for each contender that
+        failed, which has no figures then; the others continue.
     """
     running: dict[str, Contender] = {}
     figures: dict[str, list[Figures]] = {}
@@ -162,11 +144,11 @@ def race(
             figures[name] = []
             running[name] = Contender(name, entry, logs)
             if answer(name) is not None:  # it has set itself up
-                running[name].let_through()
+                running[name].start_turn()
                 answer(name)
         for _ in range(rounds):
             for name in list(running):
-                running[name].let_through()
+                running[name].start_turn()
                 if (segment := answer(name)) is not None:
                     figures[name].append(segment)
     finally:

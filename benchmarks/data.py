@@ -1,4 +1,4 @@
-"""Made-up data of the real shapes, so that the benchmark downloads nothing; imports no torch."""
+"""Synthetic data of real shapes, so that the benchmark downloads nothing; imports no torch."""
 
 import os
 from pathlib import Path
@@ -11,13 +11,11 @@ from resnet_lab.data.sources import CIFAR10
 from resnet_lab.data.sources.arrays import Arrays
 
 MEAN, STD = [0.5, 0.5, 0.5], [0.289, 0.289, 0.289]  # of pixels uniform in 0..1
+NOISE = ("data=cifar10", "data.source._target_=benchmarks.data.Noise")  # overrides of train.py
 
 
 class Noise(CIFAR10):
-    """CIFAR-10 with noise for pixels: `n` training and n / 5 test images, cached like the real.
-
-    python train.py data=cifar10 data.source._target_=resnet_lab.bench.noise.Noise
-    """
+    """CIFAR-10 with noise for pixels: `n` training and n / 5 test images, cached as CIFAR-10 is."""
 
     name = "noise"
 
@@ -36,12 +34,12 @@ class Noise(CIFAR10):
         return Arrays(images, labels, [f"class{i}" for i in range(self.num_classes)])
 
 
-def photographs(root: Path, n: int, copies: int = 1, classes: int = 10) -> None:
+def photographs(root: Path, n: int, copies: int, classes: int = 10) -> None:
     """An image folder (train/ and test/) of n JPEG files from 400x300 to 1600x1200 pixels.
 
-    Smoothed noise of several scales, which compresses about as photographs do at quality 90: large
-    shapes, edges and some grain. Every file of train/ stands there `copies` times, by hard links:
-    an epoch can be long while the disk and the page cache hold each photograph once.
+    Smoothed noise of several scales, which compresses about as photographs do at quality 90. Every
+    file of train/ is there `copies` times, by hard links: an epoch can be long while the disk and
+    the page cache hold each photograph once.
     """
     random = np.random.default_rng(0)
     for i in range(n):
@@ -52,14 +50,13 @@ def photographs(root: Path, n: int, copies: int = 1, classes: int = 10) -> None:
             coarse = random.integers(0, 256, (cells * 3 // 4, cells, 3), dtype=np.uint8)
             layer = Image.fromarray(coarse).resize(size, Image.Resampling.BICUBIC)
             image = Image.blend(image, layer, weight)
-        image = image.filter(ImageFilter.UnsharpMask())
-        for split in ("train", "test"):
-            folder = root / split / f"class{i % classes}"
-            folder.mkdir(parents=True, exist_ok=True)
-            path = folder / f"{i:04}.jpg"
-            if split == "train":
-                image.save(path, quality=90)
-                for copy in range(1, copies):
-                    os.link(path, folder / f"{i:04}-{copy}.jpg")
-            elif i < classes:
-                os.link(root / "train" / folder.name / path.name, path)
+        paths = [
+            root / split / f"class{i % classes}" / f"{i:04}.jpg" for split in ("train", "test")
+        ]
+        for path in paths:
+            path.parent.mkdir(parents=True, exist_ok=True)
+        image.filter(ImageFilter.UnsharpMask()).save(paths[0], quality=90)
+        for copy in range(1, copies):
+            os.link(paths[0], paths[0].with_name(f"{i:04}-{copy}.jpg"))
+        if i < classes:
+            os.link(*paths)
