@@ -1,29 +1,38 @@
 """The command `find-lr`: the test as it was asked for, and what is read from it."""
 
-import csv
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
+from lab import SMALL_NET, read_csv
 from PIL import Image
 
 from resnet_lab.callbacks.range_test import RangeTest
 from resnet_lab.cli import main
-from resnet_lab.commands.find_lr import WINDOW, explain, find_lr, read
+from resnet_lab.commands.find_lr import WINDOW, explain, read
 
-TINY = ["model=cifar_resnet", "model.depth=8", "model.width=0.25"]
 RATES = np.geomspace(1e-6, 10, 100)
 
 
 @pytest.fixture
-def overrides(shared_cache, tmp_path, monkeypatch) -> list[str]:
+def find_lr(shared_cache, tmp_path, monkeypatch) -> Callable[..., Path]:
+    """`find_lr(low, high, steps, "model.width=1")`: the folder that the command writes."""
     monkeypatch.chdir(tmp_path)
-    return [*TINY, f"data.cache_dir={shared_cache}"]
+
+    def command(low: float, high: float, steps: int, *overrides: str) -> Path:
+        before = set(Path("outputs/find_lr").glob("*"))
+        options = [f"--from={low}", f"--to={high}", f"--steps={steps}"]
+        cache = f"data.cache_dir={shared_cache}"
+        assert main(["find-lr", *SMALL_NET, cache, *overrides, *options]) == 0
+        (folder,) = set(Path("outputs/find_lr").iterdir()) - before
+        return folder
+
+    return command
 
 
 def rows(folder) -> list[dict[str, float]]:
-    with (folder / "curve.csv").open(newline="") as file:
-        return [{key: float(value) for key, value in row.items()} for row in csv.DictReader(file)]
+    return [{k: float(v) for k, v in row.items()} for row in read_csv(folder / "curve.csv")]
 
 
 def fall(centre: float, seed: int) -> np.ndarray:
@@ -70,11 +79,9 @@ def test_too_short_a_test_is_no_curve():
         read(RATES[:5], np.full(5, 2.3), exploded=True)
 
 
-def test_curve_figure_and_suggestion(overrides, capsys):
-    options = ["--steps", "40", "--from", "1e-4", "--to", "1"]
-    assert main(["find-lr", *overrides, "model.width=1", *options]) == 0
+def test_curve_figure_and_suggestion(find_lr, capsys):
+    folder = find_lr(1e-4, 1, 40, "model.width=1")
     out = capsys.readouterr().out
-    (folder,) = Path("outputs/find_lr").iterdir()
     assert folder.name.endswith("-cifar_resnet-digits")
     assert {path.name for path in folder.iterdir()} == {"curve.csv", "curve.png"}
     curve = rows(folder)
@@ -86,26 +93,24 @@ def test_curve_figure_and_suggestion(overrides, capsys):
     assert f"{folder}/curve.png" in out
 
 
-def test_same_command_same_curve_in_a_folder_of_its_own(overrides):
-    first, second = (find_lr(overrides, 1e-4, 1.0, 20) for _ in range(2))
-    other = find_lr([*overrides, "seed=1"], 1e-4, 1.0, 20)
-    assert len({first, second, other}) == 3
-    assert rows(first) == rows(second)
-    assert rows(first) != rows(other)
+def test_same_command_same_curve_in_a_folder_of_its_own(find_lr):
+    first, second = (find_lr(1e-4, 1, 20) for _ in range(2))
+    assert first != second
+    assert rows(first) == rows(second) != rows(find_lr(1e-4, 1, 20, "seed=1"))
 
 
-def test_the_optimizer_has_the_rates_of_the_curve(overrides, monkeypatch):
+def test_the_optimizer_has_the_rates_of_the_curve(find_lr, monkeypatch):
     seen = []
 
     def record(self, trainer, *_):
         seen.append(trainer.optimizers[0].param_groups[0]["lr"])
 
     monkeypatch.setattr(RangeTest, "on_train_batch_start", record)
-    folder = find_lr([*overrides, "optimizer=adamw"], 1e-5, 1e-2, 20)
+    folder = find_lr(1e-5, 1e-2, 20, "optimizer=adamw")
     assert seen == pytest.approx([row["lr"] for row in rows(folder)], rel=1e-5)
 
 
-def test_accumulated_batches_are_one_step(overrides, monkeypatch):
+def test_accumulated_batches_are_one_step(find_lr, monkeypatch):
     batches = []
     ended = RangeTest.on_train_batch_end
 
@@ -114,16 +119,14 @@ def test_accumulated_batches_are_one_step(overrides, monkeypatch):
         ended(self, trainer, pl_module, outputs, batch, batch_idx)
 
     monkeypatch.setattr(RangeTest, "on_train_batch_end", record)
-    folder = find_lr([*overrides, "trainer.accumulate_grad_batches=2"], 1e-4, 1e-1, 20)
+    folder = find_lr(1e-4, 1e-1, 20, "trainer.accumulate_grad_batches=2")
     losses = [row["loss"] for row in rows(folder)]
     assert len(losses) == 20
-    assert len(batches) == 40
     assert losses == pytest.approx(np.reshape(batches, (20, 2)).sum(axis=1), rel=1e-5)
 
 
-def test_ends_when_the_loss_explodes(overrides, capsys):
-    folder = find_lr([*overrides, "model.norm=none"], 1e-4, 1e4, 60)
-    curve = rows(folder)
+def test_ends_when_the_loss_explodes(find_lr):
+    curve = rows(find_lr(1e-4, 1e4, 60, "model.norm=none"))
     assert len(curve) < 60
     assert curve[-1]["lr"] < 1e4
 
@@ -134,17 +137,8 @@ def test_ends_when_the_loss_explodes(overrides, capsys):
         (["--from", "1", "--to", "0.1"], "--from 1 --to 0.1: give two numbers above 0, rising.\n"),
         (["--steps", "3"], "--steps 3: give 20 or more, or there is no curve.\n"),
         (["optimizer.lr=fast"], "optimizer.lr=fast: must be a number above 0.\n"),
-        (
-            ["optimizer=sgd,adam"],
-            "optimizer=sgd,adam: give one value alone.\n",
-        ),
+        (["optimizer=sgd,adam"], "optimizer=sgd,adam: give one value alone.\n"),
     ],
 )
 def test_mistakes_are_one_sentence_before_torch(refused, arguments, sentence):
     assert refused("find-lr", *arguments) == sentence
-
-
-def test_help_has_an_example(capsys):
-    with pytest.raises(SystemExit, match="0"):
-        main(["find-lr", "--help"])
-    assert "resnet-lab find-lr model=resnet20 data=cifar10" in capsys.readouterr().out

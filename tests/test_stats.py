@@ -9,7 +9,8 @@ import pytest
 from PIL import Image
 
 from resnet_lab.cli import main
-from resnet_lab.commands.stats import examine, show
+from resnet_lab.commands.stats import show
+from resnet_lab.data.inspect import examine
 from resnet_lab.data.sources import Digits, ImageFolder
 from resnet_lab.data.statistics import channel_statistics
 
@@ -91,6 +92,38 @@ def test_same_pixels_in_another_shape_are_no_duplicate(tmp_path):
     save(tmp_path / "photos/train/cat/turned.png", plain(RED, 8, 2))
     duplicates = examine(source(tmp_path / "photos", tmp_path))["duplicates"]
     assert [len(group) for group in duplicates["images"]] == [2]
+
+
+def test_near_duplicates_across_splits(tmp_path, capsys):
+    """A copy that was compressed, made smaller or brighter is one; another picture is none."""
+    rng = np.random.default_rng(0)
+    blots = rng.integers(0, 220, (12, 6, 6, 3), dtype=np.uint8)
+    pictures = [Image.fromarray(b).resize((48, 48), Image.Resampling.BICUBIC) for b in blots]
+    root = tmp_path / "photos"
+    for number, picture in enumerate(pictures[:8]):
+        save(root / f"train/cat/{number}.png", picture)
+    save(root / "test/cat/same.png", pictures[0])
+    save(root / "test/cat/compressed.jpg", pictures[1])
+    save(root / "test/cat/small.png", pictures[2].resize((30, 30)))
+    save(root / "test/cat/bright.png", pictures[3].point(lambda level: level + 25))
+    save(root / "test/cat/mirrored.png", pictures[4].transpose(Image.Transpose.FLIP_LEFT_RIGHT))
+    for number, picture in enumerate(pictures[8:]):
+        save(root / f"test/cat/other{number}.png", picture)
+    save(root / "train/cat/black.png", plain("black"))
+    save(root / "test/cat/step.png", Image.fromarray(np.uint8([[0] * 8, [255] * 8] * 4)))
+    save(root / "train/cat/again.jpg", pictures[5])  # within a split it is none
+    result = examine(source(root, tmp_path))
+    pairs = {tuple(d["image"] for d in pair["images"]) for pair in result["near_duplicates"]}
+    assert pairs == {
+        ("train/cat/1.png", "test/cat/compressed.jpg"),
+        ("train/cat/2.png", "test/cat/small.png"),
+        ("train/cat/3.png", "test/cat/bright.png"),
+    }
+    assert result["duplicates"]["groups"] == 1  # same.png has the same pixels, and is listed there
+    show({"data": "imagefolder", **result})
+    out = capsys.readouterr().out
+    assert "near        3 images look almost like one of another split (3 pairs)" in out
+    assert "train/cat/2.png ~ test/cat/small.png" in out
 
 
 def test_broken_files_are_listed_with_their_reason(messy, tmp_path):
@@ -197,9 +230,3 @@ def test_an_unwritable_cache_is_one_sentence(tmp_path):
     (tmp_path / "file").touch()
     with pytest.raises(SystemExit, match=r"set data\.cache_dir to a writable folder"):
         main(["stats", "data=digits", f"data.cache_dir={tmp_path}/file/cache"])
-
-
-def test_help_has_an_example(capsys):
-    with pytest.raises(SystemExit, match="0"):
-        main(["stats", "--help"])
-    assert "resnet-lab stats data=imagefolder data.root=path/to/images" in capsys.readouterr().out

@@ -1,8 +1,11 @@
 """Drawers that callbacks, commands and reports share. They import no torch."""
 
+import logging
 import math
+import re
 import warnings
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from statistics import fmean
 from typing import Any, NamedTuple
@@ -12,7 +15,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
-from matplotlib.font_manager import get_font_names
+from matplotlib.font_manager import FontProperties, findSystemFonts, fontManager, get_font
 from matplotlib.patches import Rectangle
 from matplotlib.ticker import MaxNLocator
 from PIL import Image
@@ -20,26 +23,88 @@ from PIL import Image
 from resnet_lab.files import printable, replacing
 from resnet_lab.style import GRID, INK, MUTED, STYLE, log_limits
 
+log = logging.getLogger(__name__)
+
 DPI = 150
 MOST_STAGES = 10  # that are named on an axis
-# For class names in other scripts: whatever of these the machine has.
+# For class names in Hangul, Chinese and Japanese: whatever of these the machine has.
 FONTS = (
     *("Noto Sans CJK KR", "Noto Sans KR", "NanumGothic", "Malgun Gothic", "Apple SD Gothic Neo"),
     *("Noto Sans CJK JP", "Noto Sans CJK SC", "Microsoft YaHei", "Arial Unicode MS"),
 )
+_no_font_for: set[str] = set()  # characters that were searched for, in all fonts of the system
+
+
+def fonts(text: str = "") -> list[str]:
+    """The families for Matplotlib's `font.family`: DejaVu Sans, then those of `FONTS` installed.
+
+    Args:
+        text: shall be shown in them. Where they lack a character, all fonts of the system are
+            read once, since Matplotlib's own list may be older than a font; a line in the log says
+            what to install where that does not help.
+    """
+    missing = _missing(text)
+    if missing - _no_font_for:
+        known = {font.fname for font in fontManager.ttflist}
+        for path in findSystemFonts():
+            if path not in known:
+                with suppress(Exception):  # a font that Matplotlib cannot read
+                    fontManager.addfont(path)
+        missing = _missing(text)
+        if missing - _no_font_for:
+            log.warning(
+                f"no font has {' '.join(sorted(missing)[:5])}, so pictures show boxes instead: "
+                "install the package fonts-noto-cjk (Debian, Ubuntu), or the font NanumGothic"
+            )
+        _no_font_for.update(missing)
+    return _installed()
+
+
+def _installed() -> list[str]:
+    names = set(fontManager.get_font_names())
+    return ["DejaVu Sans", *(font for font in FONTS if font in names)]
+
+
+def _missing(text: str) -> set[str]:
+    """The characters of `text` that none of these fonts has."""
+    characters = {character for character in text if not character.isspace()}
+    for family in _installed() if characters else ():
+        properties = FontProperties(family=family)
+        font = get_font(fontManager.findfont(properties, fallback_to_default=False))
+        characters = {c for c in characters if not font.get_char_index(ord(c))}
+    return characters
 
 
 def render(draw: Callable[[], Figure]) -> np.ndarray:
-    """The figure that `draw` gives, as uint8 [height, width, 3]."""
-    installed = set(get_font_names())
-    fonts = ["DejaVu Sans", *(font for font in FONTS if font in installed)]
-    with matplotlib.rc_context({**STYLE, "font.family": fonts}), warnings.catch_warnings():
-        warnings.filterwarnings("ignore", "Glyph .* missing from font")  # drawn as a box
-        figure = draw()
-        figure.set_dpi(DPI)
-        canvas = FigureCanvasAgg(figure)
-        canvas.draw()
-        return np.asarray(canvas.buffer_rgba())[..., :3].copy()
+    """The figure that `draw` gives, as uint8 [height, width, 3].
+
+    `draw` is called once more where its text needs fonts that Matplotlib did not know of.
+    """
+    families = fonts()
+    pixels, missing = _render(draw, families)
+    if missing and (found := fonts(missing)) != families:
+        pixels, _ = _render(draw, found)
+    return pixels
+
+
+def _render(draw: Callable[[], Figure], families: list[str]) -> tuple[np.ndarray, str]:
+    """The pixels, and the characters that are boxes in them."""
+    with matplotlib.rc_context({**STYLE, "font.family": families}):
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.filterwarnings("always", "Glyph .* missing from font")
+            figure = draw()
+            figure.set_dpi(DPI)
+            canvas = FigureCanvasAgg(figure)
+            canvas.draw()
+        missing = ""
+        for warning in caught:
+            if glyph := re.match(r"Glyph (\d+) .* missing from font", str(warning.message)):
+                missing += chr(int(glyph[1]))
+            else:
+                warnings.warn_explicit(
+                    warning.message, warning.category, warning.filename, warning.lineno
+                )
+        return np.asarray(canvas.buffer_rgba())[..., :3].copy(), missing
 
 
 def write_png(path: Path, draw: Callable[[], Figure]) -> np.ndarray:
@@ -58,7 +123,7 @@ def shortened(text: str, most: int) -> str:
 
 
 class Tile(NamedTuple):
-    """A picture [height, width, 3] (None: there is none to show) between two texts."""
+    """A picture [height, width, 3] (None: there is none) between two texts."""
 
     picture: np.ndarray | None
     below: str
@@ -87,10 +152,10 @@ def grid(
     for number, tile in enumerate(tiles):
         row, column = divmod(number, columns)
         x, y = column * pitch[0] + 0.5, row * pitch[1] + head + 0.5  # the middle of the square
-        look: dict[str, Any] = {"ha": "center", "fontsize": 7, "linespacing": 1.1}
-        look["parse_math"] = False  # a class may be called "$"
-        axes.text(x, y - 0.53, tile.above, va="bottom", color=MUTED, **look)
-        axes.text(x, y + 0.54, tile.below, va="top", color=INK, **look)
+        style: dict[str, Any] = {"ha": "center", "fontsize": 7, "linespacing": 1.1}
+        style["parse_math"] = False  # a class may be called "$"
+        axes.text(x, y - 0.53, tile.above, va="bottom", color=MUTED, **style)
+        axes.text(x, y + 0.54, tile.below, va="top", color=INK, **style)
         if tile.picture is None:
             axes.add_patch(Rectangle((x - 0.5, y - 0.5), 1, 1, color=GRID))
         else:
@@ -123,10 +188,10 @@ def _place(axes: Axes, picture: np.ndarray, x: float, y: float, seen: float) -> 
 # ------------------------------------------------------------------ curves
 
 
-def by_epoch(axes: Axes, points: Sequence[tuple[int, float]], **look: Any) -> None:
-    """A line over epochs, with dots where they can be told apart."""
+def by_epoch(axes: Axes, points: Sequence[tuple[int, float]], **style: Any) -> None:
+    """A line over epochs, with dots where these do not touch."""
     marker = "o" if len(points) <= 30 else ""
-    axes.plot(*zip(*points, strict=True), marker=marker, ms=3, **look)
+    axes.plot(*zip(*points, strict=True), marker=marker, ms=3, **style)
     axes.set_xlabel("epoch")
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
 

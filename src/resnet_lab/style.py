@@ -1,4 +1,4 @@
-"""How our pictures look: colours, and settings for `matplotlib.rc_context`."""
+"""The style of all pictures: colours, and settings for `matplotlib.rc_context`."""
 
 from collections.abc import Sequence
 from typing import Any

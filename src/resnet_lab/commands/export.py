@@ -1,51 +1,60 @@
-"""`resnet-lab export`: a run's net as a file that needs none of this project."""
+"""The net as a file that needs none of this project."""
 
+import argparse
 import hashlib
 import importlib.util
 import os
 import platform
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import torch
-from torch import Tensor, nn
-from torch.export import Dim, ExportedProgram
-
+from resnet_lab.commands import add_run, describe, refuse_existing
 from resnet_lab.config.errors import UserError
-from resnet_lab.data.augment import normalise, scale_and_shift
 from resnet_lab.data.decode import evaluation_zoom
-from resnet_lab.run.folder import write_json
-from resnet_lab.run.load import Finished, load_run
+from resnet_lab.files import write_json
 from resnet_lab.screen import console
+
+if TYPE_CHECKING:  # which import torch
+    from torch import Tensor, nn
+    from torch.export import ExportedProgram
+
+    from resnet_lab.run.load import Finished
 
 SUFFIX = {"onnx": ".onnx", "torch_export": ".pt2"}
 PACKAGES = {"onnx": ("onnx", "onnxscript", "onnxruntime"), "torch_export": ()}
-BATCH = Dim("batch", min=1)
 BATCHES = (1, 2, 7)  # the exported net has to agree on each of these batch sizes
 # Of the largest logit: what float32 sums may differ by when they are added in another order.
 TOLERANCE = 1e-4
 
-Run = Callable[[Tensor], Tensor]
+
+def add(parser: argparse.ArgumentParser) -> None:
+    describe(
+        parser,
+        "Writes the net in float32, for batches of any size, and beside it FILE.json, which says "
+        "how an image becomes its input and what its outputs mean. The file is opened again and "
+        "its outputs are compared with the net's before the command says done. Nothing is "
+        "overwritten.",
+        "resnet-lab export RUN_DIR --format onnx\n"
+        "resnet-lab export RUN_DIR --format torch_export --out net.pt2",
+    )
+    add_run(parser)
+    parser.add_argument(
+        "--format",
+        choices=["onnx", "torch_export"],
+        required=True,
+        help="onnx: for onnxruntime and others (needs the extra [onnx]); torch_export: for "
+        "torch.export.load",
+    )
+    parser.add_argument(
+        "--out", type=Path, metavar="FILE", help="(RUN_DIR/export/<checkpoint>.onnx or .pt2)"
+    )
 
 
-def export(
-    run_dir: Path,
-    kind: str,
-    out: Path | None = None,
-    checkpoint: Path | None = None,
-    trust: Sequence[str] = (),
-) -> Path:
-    """Write a run's net in float32, for batches of any size; returns the file's path.
-
-    kind: "onnx", or "torch_export" (`torch.export.load` reads it).
-    out: the file; None is export/<checkpoint>.onnx or .pt2 in the run folder.
-
-    Beside it <file>.json says how an image becomes its input and what its outputs mean. Neither
-    overwrites anything. Before the file gets its name it is opened by onnxruntime or torch, and
-    its outputs are compared with the net's; ValueError, and no file, where they differ.
-    """
+def run(options: argparse.Namespace) -> int:
+    """The file gets its name when its outputs are found to agree with the net's."""
+    kind, out = options.format, options.out
     missing = [name for name in PACKAGES[kind] if importlib.util.find_spec(name) is None]
     if missing:
         raise UserError(
@@ -54,34 +63,39 @@ def export(
         )
     if out is not None and out.suffix != SUFFIX[kind]:
         raise UserError(f"--out {out}: with --format {kind} its name must end in {SUFFIX[kind]}.")
-    run = load_run(run_dir, checkpoint, trust=trust)
-    path = out or run_dir / "export" / f"{run.checkpoint.stem}{SUFFIX[kind]}"
-    described = path.with_name(f"{path.name}.json")
-    for there in (path, described):
-        if there.exists():
-            raise UserError(f"{there} is there already; remove it, or name another with --out.")
+
+    import torch
+    from torch.export import Dim
+
+    from resnet_lab.run.load import load_run
+
+    run = load_run(options.run_dir, options.checkpoint, trust=options.trust)
+    path = out or options.run_dir / "export" / f"{run.checkpoint.stem}{SUFFIX[kind]}"
+    description = path.with_name(f"{path.name}.json")
+    refuse_existing(path, description)
     path.parent.mkdir(parents=True, exist_ok=True)
     net = run.net.to(memory_format=torch.contiguous_format)
     part = path.with_name(f".{path.stem}.{os.getpid()}.part{path.suffix}")
     try:
-        program = torch.export.export(net, (_images(run, 2),), dynamic_shapes=({0: BATCH},))
-        exported = SAVE_AND_OPEN[kind](program, part)
-        difference = _check(run, net, exported)
+        batch = Dim("batch", min=1)
+        program = torch.export.export(net, (_images(run, 2),), dynamic_shapes=({0: batch},))
+        difference = _check(run, net, SAVE_AND_OPEN[kind](program, part))
         part.replace(path)
     finally:
         part.unlink(missing_ok=True)
-    write_json(described, describe(run, kind, path, difference))
+    write_json(description, _description(run, kind, path, difference))
     console.print(f"exported    {path}", soft_wrap=True)
-    console.print(f"described   {described}", soft_wrap=True)
+    console.print(f"described   {description}", soft_wrap=True)
     console.print(
         f"checked     largest difference of a logit {difference:.1e}, on batches of "
         f"{', '.join(map(str, BATCHES))} images"
     )
-    return path
+    return 0
 
 
-def _onnx(program: ExportedProgram, path: Path) -> Run:
+def _onnx(program: "ExportedProgram", path: Path) -> "Callable[[Tensor], Tensor]":
     import onnxruntime
+    import torch
 
     converted = torch.onnx.export(
         program,
@@ -97,20 +111,23 @@ def _onnx(program: ExportedProgram, path: Path) -> Run:
     return lambda images: torch.from_numpy(session.run(["logits"], {"images": images.numpy()})[0])
 
 
-def _torch_export(program: ExportedProgram, path: Path) -> Run:
+def _torch_export(program: "ExportedProgram", path: Path) -> "Callable[[Tensor], Tensor]":
+    import torch
+
     torch.export.save(program, path)
-    module: Run = torch.export.load(path).module()
+    module: Callable[[Tensor], Tensor] = torch.export.load(path).module()
     return module
 
 
-SAVE_AND_OPEN: dict[str, Callable[[ExportedProgram, Path], Run]] = {
-    "onnx": _onnx,
-    "torch_export": _torch_export,
-}
+SAVE_AND_OPEN: dict[str, Any] = {"onnx": _onnx, "torch_export": _torch_export}
 
 
-def _images(run: Finished, n: int) -> Tensor:
+def _images(run: "Finished", n: int) -> "Tensor":
     """float32 [n, 3, image_size, image_size]: n pictures of noise, normalised as the run does."""
+    import torch
+
+    from resnet_lab.data.augment import normalise, scale_and_shift
+
     data = run.cfg.data
     generator = torch.Generator().manual_seed(n)
     pixels = torch.randint(0, 256, (n, data.image_size, data.image_size, 3), generator=generator)
@@ -118,8 +135,10 @@ def _images(run: Finished, n: int) -> Tensor:
     return normalise(pixels.to(torch.uint8), scale, shift).contiguous()
 
 
-def _check(run: Finished, net: nn.Module, exported: Run) -> float:
-    """The largest difference between a logit of the two; ValueError where it is too large."""
+def _check(run: "Finished", net: "nn.Module", exported: "Callable[[Tensor], Tensor]") -> float:
+    """The largest difference between a logit of the two; UserError where it is too large."""
+    import torch
+
     largest = 0.0
     for n in BATCHES:
         images = _images(run, n)
@@ -135,7 +154,7 @@ def _check(run: Finished, net: nn.Module, exported: Run) -> float:
     return largest
 
 
-def describe(run: Finished, kind: str, path: Path, difference: float) -> dict[str, Any]:
+def _description(run: "Finished", kind: str, path: Path, difference: float) -> dict[str, Any]:
     """All that somebody needs who has the exported file and nothing else."""
     data = run.cfg.data
     size = data.image_size

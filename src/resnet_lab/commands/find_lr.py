@@ -1,31 +1,86 @@
-"""`resnet-lab find-lr`: the learning-rate range test (Smith, arXiv 1506.01186, section 3.3).
+"""A learning rate for a config, from one short training with a rising one."""
 
-The learning rate rises by the same ratio at every step of one short training, and the loss tells
-where the net begins to learn, where it learns fastest and where it is thrown off.
-"""
-
+import argparse
 import csv
-from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from omegaconf import DictConfig, open_dict
 
+from resnet_lab.commands import add_overrides, describe
 from resnet_lab.config.check import check
 from resnet_lab.config.compose import compose
 from resnet_lab.config.errors import UserError
-from resnet_lab.run.folder import RunFolder
+from resnet_lab.files import replacing
 from resnet_lab.screen import console
-from resnet_lab.style import GRID, MUTED, PALETTE
+from resnet_lab.style import MUTED, PALETTE
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 FEWEST_STEPS = 20
 WINDOW = 0.7  # decades of the learning rate that one point of the smoothed loss is made from
 CLIP = 1.2  # times the first losses: what lies higher shall not pull the smoothed loss up with it
 NOISE = 4.0  # a fall of less than this many standard deviations of the loss is none
-BLUE, ORANGE, GREEN = PALETTE[:3]
+BLUE, ORANGE = PALETTE[:2]
+
+
+def add(parser: argparse.ArgumentParser) -> None:
+    describe(
+        parser,
+        "The learning-rate range test (Smith 2017, arXiv 1506.01186, section 3.3): the rate rises "
+        "by the same ratio at every step, all else is as in training. Suggests the rate where the "
+        "smoothed loss falls fastest, and draws the curve, into "
+        "outputs/find_lr/<date>_<time>-<model>-<data>/. With scheduler=onecycle it is the peak "
+        "that is suggested. The same command gives the same curve; other seeds, others.",
+        "resnet-lab find-lr model=resnet20 data=cifar10\n"
+        "resnet-lab find-lr model=resnet56 data=digits optimizer=adamw --to 1 --steps 200",
+    )
+    add_overrides(parser, "a config as for train.py")
+    parser.add_argument(
+        "--from", type=float, default=1e-6, metavar="LR", dest="low", help="the first (1e-6)"
+    )
+    parser.add_argument(
+        "--to", type=float, default=10.0, metavar="LR", dest="high", help="the last (10)"
+    )
+    parser.add_argument(
+        "--steps", type=int, default=100, metavar="N", help="unless the loss explodes before (100)"
+    )
+
+
+def run(options: argparse.Namespace) -> int:
+    """Everything but the schedule is as in training; one device, no callbacks, no loggers."""
+    low, high, steps = options.low, options.high, options.steps
+    if not 0 < low < high < float("inf"):
+        raise UserError(f"--from {low:g} --to {high:g}: give two numbers above 0, rising.")
+    if steps < FEWEST_STEPS:
+        raise UserError(f"--steps {steps}: give {FEWEST_STEPS} or more, or there is no curve.")
+    cfg, choices = compose(options.overrides)
+    check(cfg)
+    model, data = choices["model"], choices["data"]
+    batch = cfg.data.batch_size
+    console.print(
+        f"{model} on {data}: {steps} steps of {batch} images, learning rate from {low:g} to "
+        f"{high:g}",
+        soft_wrap=True,
+    )
+    curve = _measure(cfg, low, high, steps)
+
+    from resnet_lab.charts import write_png
+    from resnet_lab.run.folder import RunFolder
+
+    name = f"{datetime.now():%Y-%m-%d_%H-%M-%S}-{model}-{data}".replace("/", "-")
+    folder = RunFolder(Path("outputs/find_lr", name)).claim().path
+    _write(curve, folder / "curve.csv")
+    title = f"{model} on {data}, {cfg.optimizer._target_.rpartition('.')[2]}, batch {batch}"
+    write_png(folder / "curve.png", lambda: draw(curve, title))
+    for line in explain(curve):
+        console.print(line, soft_wrap=True)
+    console.print(f"curve       {folder}/curve.png, curve.csv", soft_wrap=True)
+    return 0
 
 
 @dataclass(frozen=True)
@@ -49,43 +104,6 @@ class Curve:
     steepest: int | None
     lowest: int
     exploded: bool
-
-
-def find_lr(
-    overrides: Sequence[str], low: float = 1e-6, high: float = 10.0, steps: int = 100
-) -> Path:
-    """Run the test for a config, print the suggestion and return the folder of curve and figure.
-
-    Everything but the schedule is as in training: optimizer, batch size, augmentation, precision
-    and seed; on one device, without callbacks and loggers. The folder is a new one below
-    outputs/find_lr. ValueError where config or range are wrong.
-
-    Args:
-        low, high: the first and the last learning rate.
-        steps: optimizer steps, unless the loss explodes before.
-    """
-    if not 0 < low < high:
-        raise UserError(f"--from {low:g} --to {high:g}: give two numbers above 0, rising.")
-    if steps < FEWEST_STEPS:
-        raise UserError(f"--steps {steps}: give {FEWEST_STEPS} or more, or there is no curve.")
-    cfg, choices = compose(overrides)
-    check(cfg)
-    console.print(
-        f"{choices['model']} on {choices['data']}: {steps} steps of {cfg.data.batch_size} images, "
-        f"learning rate from {low:g} to {high:g}",
-        soft_wrap=True,
-    )
-    curve = _measure(cfg, low, high, steps)
-    name = f"{datetime.now():%Y-%m-%d_%H-%M-%S}-{choices['model']}-{choices['data']}"
-    folder = RunFolder(Path("outputs/find_lr", name.replace("/", "-"))).claim().path
-    _write(curve, folder / "curve.csv")
-    optimizer = cfg.optimizer._target_.rpartition(".")[2]
-    title = f"{choices['model']} on {choices['data']}, {optimizer}, batch {cfg.data.batch_size}"
-    draw(curve, title, folder / "curve.png")
-    for line in explain(curve):
-        console.print(line, soft_wrap=True)
-    console.print(f"curve       {folder}/curve.png, curve.csv", soft_wrap=True)
-    return folder
 
 
 def _measure(cfg: DictConfig, low: float, high: float, steps: int) -> Curve:
@@ -128,7 +146,8 @@ def _measure(cfg: DictConfig, low: float, high: float, steps: int) -> Curve:
 def read(rates: np.ndarray, losses: np.ndarray, exploded: bool) -> Curve:
     """Smooth a test's losses and find where they fall fastest.
 
-    ValueError where there are too few to say anything.
+    Raises:
+        UserError: there are too few of them.
     """
     from scipy.signal import savgol_filter
 
@@ -151,60 +170,46 @@ def read(rates: np.ndarray, losses: np.ndarray, exploded: bool) -> Curve:
 
 
 def explain(curve: Curve) -> list[str]:
-    """What the curve suggests, by which rule, and what to mistrust."""
-    at_lowest = curve.rates[curve.lowest]
+    """What the curve suggests, and what to do where it ends too early."""
     if curve.steepest is None:
         return [
             "suggestion  none: the loss does not fall by more than its noise; try another range "
             "with --from and --to, or more --steps."
         ]
-    suggested = curve.rates[curve.steepest]
-    lines = [
-        f"suggestion  optimizer.lr={suggested:.2g}: there the smoothed loss falls fastest; "
-        f"by another rule {at_lowest / 10:.2g}, a tenth of where it is lowest"
-    ]
+    rate = curve.rates[curve.steepest]
+    lines = [f"suggestion  optimizer.lr={rate:.2g}: there the smoothed loss falls fastest"]
     if curve.lowest >= len(curve.rates) - 2 and not curve.exploded:
         lines.append(
-            "            the loss is still falling at the end: go on to a larger rate with --to."
+            "            the loss is still falling at the end; try a larger rate with --to."
         )
     return lines
 
 
 def _write(curve: Curve, path: Path) -> None:
-    with path.open("w", newline="") as file:
+    with replacing(path, newline="") as file:
         writer = csv.writer(file)
         writer.writerow(["step", "lr", "loss", "smoothed_loss"])
         for step, row in enumerate(zip(curve.rates, curve.losses, curve.smoothed, strict=True)):
             writer.writerow([step, *(f"{value:.6g}" for value in row)])
 
 
-def draw(curve: Curve, title: str, path: Path) -> None:
-    """The losses over the learning rate, with the two suggestions marked, as PNG."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
+def draw(curve: Curve, title: str) -> "Figure":
+    """The losses over the learning rate, with the suggestion marked."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(7.5, 4.4), layout="constrained")
-    FigureCanvasAgg(figure)
     axes = figure.subplots()
     axes.plot(curve.rates, curve.losses, ".", color=MUTED, alpha=0.5, markersize=5, label="steps")
     axes.plot(curve.rates, curve.smoothed, color=BLUE, linewidth=2, label="smoothed")
     if curve.steepest is not None:
-        rate, lowest = curve.rates[curve.steepest], curve.rates[curve.lowest]
+        rate = curve.rates[curve.steepest]
         axes.axvline(rate, color=ORANGE, linewidth=1.2)
-        falls = f"falls fastest: {rate:.2g}"
-        axes.plot(rate, curve.smoothed[curve.steepest], "o", color=ORANGE, ms=8, label=falls)
-        axes.axvline(lowest / 10, color=GREEN, linewidth=1.2, linestyle="--")
-        tenth = f"lowest: {lowest:.2g}, a tenth: {lowest / 10:.2g}"
-        axes.plot(lowest, curve.smoothed[curve.lowest], "v", color=GREEN, ms=8, label=tenth)
+        label = f"falls fastest: {rate:.2g}"
+        axes.plot(rate, curve.smoothed[curve.steepest], "o", color=ORANGE, ms=8, label=label)
     margin = 0.05 * curve.smoothed.max()
     top = min(curve.losses.max(), 1.5 * curve.smoothed.max())  # an explosion would flatten the rest
     axes.set_ylim(min(curve.losses.min(), curve.smoothed.min()) - margin, top + margin)
-    axes.set_xscale("log")
-    axes.set_xlabel("learning rate")
-    axes.set_ylabel("training loss of the batch (nats)")
-    axes.set_title(title, loc="left", fontsize=11)
-    axes.grid(color=GRID, linewidth=0.7)
-    axes.set_axisbelow(True)
-    axes.spines[["top", "right"]].set_visible(False)
-    figure.legend(frameon=False, loc="outside lower center", ncols=4, fontsize=9)
-    figure.savefig(path, dpi=150)
+    axes.set(xscale="log", xlabel="learning rate", ylabel="training loss of the batch (nats)")
+    axes.set_title(title)
+    figure.legend(loc="outside lower center", ncols=3)
+    return figure

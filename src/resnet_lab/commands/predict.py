@@ -1,5 +1,6 @@
-"""`resnet-lab predict`: what a run's net says of any images."""
+"""Labels and probabilities for any images."""
 
+import argparse
 import csv
 import json
 import math
@@ -7,28 +8,55 @@ import os
 import sys
 import warnings
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from itertools import islice
 from pathlib import Path
-from typing import Any, NamedTuple, TextIO
+from typing import TYPE_CHECKING, Any, NamedTuple, TextIO
 
 import numpy as np
-import torch
 from PIL import Image
 
-from resnet_lab import charts
+from resnet_lab.commands import add_run, describe, refuse_existing
 from resnet_lab.config.errors import UserError
-from resnet_lab.data.augment import normalise, scale_and_shift
-from resnet_lab.data.cache import progress
 from resnet_lab.data.decode import EXTENSIONS, evaluation_zoom, fit, open_image, reason, to_rgb
 from resnet_lab.data.statistics import evenly_spaced
-from resnet_lab.run.load import Finished, load_run
+from resnet_lab.files import printable
+
+if TYPE_CHECKING:
+    from resnet_lab.charts import Tile
+    from resnet_lab.run.load import Finished
 
 BATCH = 64
 MOST_IN_GRID = 48
 THUMBNAIL = 240  # pixels of the longer side, in the grid
+
+
+def add(parser: argparse.ArgumentParser) -> None:
+    describe(
+        parser,
+        "Writes a row for each image: its likeliest labels with their probabilities. Images of any "
+        "size, as JPEG, PNG, BMP, GIF, TIFF, WebP or PPM; folders are walked in sorted order. "
+        "Needs the run folder alone, not its data. A file that cannot be read gets a row with the "
+        "error, and the exit status is 1 in the end. Nothing is overwritten.",
+        "resnet-lab predict RUN_DIR photo.jpg\n"
+        "resnet-lab predict RUN_DIR photos/ more/*.png --out labels.csv --grid labels.png",
+    )
+    add_run(parser)
+    parser.add_argument(
+        "paths", type=Path, nargs="+", metavar="IMAGE", help="image files, or folders of them"
+    )
+    parser.add_argument("--top-k", type=int, default=5, metavar="K", help="labels an image (5)")
+    parser.add_argument("--format", choices=["csv", "json"], default="csv", help="(csv)")
+    parser.add_argument("--out", type=Path, metavar="FILE", help="a new file (standard output)")
+    parser.add_argument(
+        "--grid",
+        type=Path,
+        metavar="FILE",
+        help="a PNG of the pictures with their likeliest label; where folders have the names of "
+        "classes, also whether it is right",
+    )
 
 
 class Picture(NamedTuple):
@@ -44,61 +72,46 @@ class Picture(NamedTuple):
 Labels = list[tuple[str, float]]
 
 
-def predict(
-    run_dir: Path,
-    paths: Sequence[Path],
-    *,
-    checkpoint: Path | None = None,
-    top_k: int = 5,
-    kind: str = "csv",
-    out: Path | None = None,
-    grid: Path | None = None,
-    trust: Sequence[str] = (),
-) -> int:
-    """Label images with a run's net; returns how many of the files could not be read.
+def run(options: argparse.Namespace) -> int:
+    """A row goes out as soon as it is known, so that memory does not grow with their number.
 
-    A row for each file of `paths` (folders are walked in sorted order) goes to `out`, or stdout,
-    as soon as it is known, so that memory does not grow with their number.
-
-    kind: "csv" or "json".
-    grid: a PNG to be made of the pictures, or 48 of them, each with its likeliest label.
-
-    The net is fed what it would be fed in evaluation, and computes in float32. Nothing is
-    overwritten. ValueError, before anything is written, for what cannot be done.
+    The net is fed what it would be fed in evaluation, and computes in float32.
     """
-    if top_k < 1:
-        raise UserError(f"--top-k {top_k}: must be 1 or more.")
-    if grid is not None and grid.suffix.lower() != ".png":
-        raise UserError(f"--grid {grid}: it becomes a PNG, so its name must end in .png.")
-    for path in (out, grid):
-        if path is not None and path.exists():
-            raise UserError(f"{path} is there already; remove it, or name another file.")
-    run = load_run(run_dir, checkpoint, trust=trust)
-    files = [file for path in paths for file in find(path)]
-    shown = set(evenly_spaced(len(files), MOST_IN_GRID)) if grid is not None else set()
+    if options.top_k < 1:
+        raise UserError(f"--top-k {options.top_k}: must be 1 or more.")
+    if options.grid is not None and options.grid.suffix.lower() != ".png":
+        raise UserError(f"--grid {options.grid}: it becomes a PNG, so its name must end in .png.")
+    refuse_existing(options.out, options.grid)
 
-    tiles: list[charts.Tile] = []
+    from resnet_lab.data.cache import progress
+    from resnet_lab.run.load import load_run
+
+    run = load_run(options.run_dir, options.checkpoint, trust=options.trust)
+    files = [file for path in options.paths for file in find(path)]
+    shown = set(evenly_spaced(len(files), MOST_IN_GRID)) if options.grid is not None else set()
+    top_k = min(options.top_k, len(run.class_names))
+
+    tiles: list[Tile] = []
     failed = 0
     with ExitStack() as stack:
         stack.enter_context(warnings.catch_warnings())
-        warnings.filterwarnings("ignore", module="PIL")  # what matters to us it raises
-        pictures = decoded(files, run.cfg.data.image_size, shown)
-        answers = _labelled(run, pictures, min(top_k, len(run.class_names)))
-        if out is not None or not sys.stdout.isatty():  # on a terminal the rows show it
+        warnings.filterwarnings("ignore", module="PIL")  # serious faults are raised
+        answers = _labelled(run, decoded(files, run.cfg.data.image_size, shown), top_k)
+        if options.out is not None or not sys.stdout.isatty():  # on a terminal the rows show it
             answers = progress(answers, len(files), f"{len(files):,} images")
-        file = sys.stdout if out is None else stack.enter_context(_create(out))
-        write_row = stack.enter_context(_rows(file, kind, min(top_k, len(run.class_names))))
+        file = sys.stdout if options.out is None else stack.enter_context(_create(options.out))
+        write_row = stack.enter_context(_rows(file, options.format, top_k))
         for number, (picture, labels) in enumerate(answers):
             write_row(picture, labels)
             if picture.error is not None:
                 failed += 1
                 print(f"error: {picture.path}: {picture.error}", file=sys.stderr)
             if number in shown:
-                tiles.append(_tile(picture, labels))
-    if grid is not None:
-        _write_grid(grid, tiles, len(files), evaluation_zoom(run.cfg.data.image_size))
+                tiles.append(_tile(picture, labels, run.class_names))
+    if options.grid is not None:
+        _write_grid(options.grid, tiles, len(files), evaluation_zoom(run.cfg.data.image_size))
     print(f"{len(files) - failed:,} of {len(files):,} images labelled", file=sys.stderr)
-    return failed
+    return 1 if failed else 0
 
 
 def find(path: Path) -> Iterator[Path]:
@@ -148,30 +161,29 @@ def _decode(path: Path, size: int, show: bool) -> Picture:
 
 
 def _labelled(
-    run: Finished, pictures: Iterable[Picture], top_k: int
+    run: "Finished", pictures: Iterable[Picture], top_k: int
 ) -> Iterator[tuple[Picture, Labels]]:
+    import torch
+
+    from resnet_lab.data.augment import normalise, scale_and_shift
+
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     net = run.net.to(device)
     scale, shift = scale_and_shift(run.cfg.data.mean, run.cfg.data.std, device)
     pictures = iter(pictures)
     while batch := list(islice(pictures, BATCH)):
-        pixels = [picture.pixels for picture in batch if picture.pixels is not None]
         answers: Iterator[Labels] = iter(())
-        if pixels:
+        if pixels := [picture.pixels for picture in batch if picture.pixels is not None]:
             images = torch.from_numpy(np.stack(pixels)).to(device)
             with torch.inference_mode():
                 probabilities = net(normalise(images, scale, shift)).softmax(dim=1)
-            answers = iter(_named(probabilities, run.class_names, top_k))
+            values, indices = (part.tolist() for part in probabilities.topk(top_k, dim=1))
+            answers = (
+                [(run.class_names[i], value) for i, value in zip(*row, strict=True)]
+                for row in zip(indices, values, strict=True)
+            )
         for picture in batch:
             yield picture, [] if picture.pixels is None else next(answers)
-
-
-def _named(probabilities: torch.Tensor, names: Sequence[str], top_k: int) -> list[Labels]:
-    values, indices = probabilities.topk(top_k, dim=1)
-    return [
-        [(names[i], value) for i, value in zip(row, of_row, strict=True)]
-        for row, of_row in zip(indices.tolist(), values.tolist(), strict=True)
-    ]
 
 
 def _create(path: Path) -> TextIO:
@@ -182,7 +194,7 @@ def _create(path: Path) -> TextIO:
 
 @contextmanager
 def _rows(file: TextIO, kind: str, top_k: int) -> Iterator[Callable[[Picture, Labels], None]]:
-    """What writes one row; what surrounds the rows is written on the way in and out."""
+    """A function that writes one row; what surrounds the rows is written on the way in and out."""
     if kind == "csv":
         writer = csv.writer(file, lineterminator="\n")
         places = range(1, top_k + 1)
@@ -214,18 +226,25 @@ def _rows(file: TextIO, kind: str, top_k: int) -> Iterator[Callable[[Picture, La
         file.write("\n]\n")
 
 
-def _tile(picture: Picture, labels: Labels) -> charts.Tile:
-    name = charts.shortened(picture.path.name, 24)
+def _tile(picture: Picture, labels: Labels, class_names: list[str]) -> "Tile":
+    from resnet_lab.charts import Tile, shortened
+
+    name = shortened(printable(picture.path.name), 24)
     if picture.error is not None:
-        return charts.Tile(None, "cannot be read", name)
+        return Tile(None, "cannot be read", name)
     label, probability = labels[0]
-    return charts.Tile(
-        np.asarray(picture.thumbnail), f"{charts.shortened(label, 20)}  {probability:.0%}", name
-    )
+    text = f"{shortened(label, 20)}  {probability:.0%}"
+    folder = printable(picture.path.absolute().parent.name)
+    if folder in class_names:  # as in test/cat/1.jpg
+        verdict = "right" if folder == label else f"wrong, it is {shortened(folder, 18)}"
+        text = f"{text}\n{verdict}"
+    return Tile(np.asarray(picture.thumbnail), text, name)
 
 
-def _write_grid(path: Path, tiles: Sequence[charts.Tile], n: int, seen: float) -> None:
+def _write_grid(path: Path, tiles: list["Tile"], n: int, seen: float) -> None:
     """A PNG of the tiles, which are some of `n`; see `charts.grid` for `seen`."""
+    from resnet_lab import charts
+
     number = f"{len(tiles):,} of {n:,} images" if len(tiles) < n else f"{n:,} images"
     title = f"{number}; dashed: what the net sees"
     columns = min(8, math.ceil(math.sqrt(len(tiles) * 1.3)))

@@ -1,20 +1,22 @@
-"""`resnet-lab summary`: what nets are made of and cost, section by section and side by side."""
+"""Output, parameters and multiply-adds of every stage of a net, or of several."""
 
-from collections.abc import Iterator, Sequence
+import argparse
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
-from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra import initialize_config_dir
+from hydra.core.global_hydra import GlobalHydra
 from omegaconf import DictConfig, OmegaConf
 from rich import box
 from rich.table import Table
 
+from resnet_lab.commands import add_overrides, describe
 from resnet_lab.config.check import PRETRAINED
-from resnet_lab.config.compose import compose
+from resnet_lab.config.compose import CONF, VERSION_BASE, compose
 from resnet_lab.config.errors import UserError
 from resnet_lab.config.rules import net_faults
 from resnet_lab.screen import console
-from resnet_lab.sweep.grid import swept_keys
+from resnet_lab.sweep.grid import points, swept_keys
 
 if TYPE_CHECKING:
     from resnet_lab.models.complexity import Section  # imports torch
@@ -23,7 +25,32 @@ NOTE = (
     "Multiply-adds are those of convolutions, linear layers and attention, for one image; norms, "
     "activations and sums are left out."
 )
-SHARE = 7  # characters of a share and the blank before it
+
+
+def add(parser: argparse.ArgumentParser) -> None:
+    describe(
+        parser,
+        "A table of one net, or of several, section by section. No data is read and no weight is "
+        "made, so the largest net takes no longer than the smallest. Image size and classes are "
+        "those of the data config (data=digits, where none is named).",
+        "resnet-lab summary model=resnet50 --image-size 224 --classes 1000\n"
+        "resnet-lab summary model=resnet20,resnet56 model.shortcut=A,B   all combinations\n"
+        "resnet-lab summary 'model=glob(resnet*)'",
+    )
+    add_overrides(parser, "a config as for train.py; several values as for a sweep: all of them")
+    parser.add_argument("--image-size", type=int, metavar="PIXELS", help="side of the images")
+    parser.add_argument("--classes", type=int, metavar="N", help="the size of the logits")
+
+
+def run(options: argparse.Namespace) -> int:
+    for option in ("image_size", "classes"):
+        value = getattr(options, option)
+        if value is not None and value < 1:
+            raise UserError(f"--{option.replace('_', '-')} {value}: must be 1 or more.")
+    nets = measure(options.overrides, options.image_size, options.classes)
+    console.print(table(nets))
+    console.print(NOTE, soft_wrap=True)
+    return 0
 
 
 class Net(NamedTuple):
@@ -33,52 +60,38 @@ class Net(NamedTuple):
     image: tuple[int, int, int]
     sections: "list[Section]"
 
-    @property
-    def params(self) -> int:
-        return sum(section.params for section in self.sections)
-
-    @property
-    def macs(self) -> int:
-        return sum(section.macs for section in self.sections)
+    def costs(self) -> dict[str, tuple[int, int]]:
+        """Parameters and multiply-adds of each section, and of all as "total"."""
+        costs = {section.name: (section.params, section.macs) for section in self.sections}
+        params, macs = zip(*costs.values(), strict=True)
+        return {**costs, "total": (sum(params), sum(macs))}
 
 
-def summary(
+def measure(
     overrides: Sequence[str], image_size: int | None = None, num_classes: int | None = None
-) -> None:
-    """Print the table of every net that the overrides describe.
+) -> list[Net]:
+    """The nets that a command line describes, in the order of a sweep.
 
     Args:
         overrides: as for train.py; of keys with several values all combinations.
         image_size: side of the images in pixels; None is what the data config says.
         num_classes: the size of the logits; None is what the data config says.
 
-    No data is read and no weight is made. ValueError where a config is wrong, or where it says
-    neither size nor classes.
+    Raises:
+        UserError: a config is wrong, or says neither size nor classes.
     """
-    nets = measure(overrides, image_size, num_classes)
-    if len(nets) == 1:
-        console.print(one(nets[0]))
-    else:
-        for table in pages(nets):
-            console.print(table)
-        console.print(totals(nets))
-    console.print(NOTE, soft_wrap=True)
-
-
-def measure(
-    overrides: Sequence[str], image_size: int | None = None, num_classes: int | None = None
-) -> list[Net]:
-    """The nets behind `summary`, in the order of a sweep."""
     keys = swept_keys(overrides)
-    parsed = OverridesParser.create().parse_overrides(list(overrides))
-    (jobs,) = BasicSweeper.split_arguments(parsed, None)
     given = {"data.image_size": image_size, "data.num_classes": num_classes}
     options = [f"{key}={value}" for key, value in given.items() if value is not None]
     configs = []
-    for job in jobs:
-        cfg, choices = compose([*job, *options])
-        _check(cfg, choices)
-        configs.append((_label(job, keys, choices["model"]), cfg))
+    GlobalHydra.instance().clear()
+    with initialize_config_dir(str(CONF), **VERSION_BASE):
+        for job in points(overrides, GlobalHydra.instance().config_loader()):
+            cfg, choices = compose([*job, *options])
+            _check(cfg, choices)
+            configs.append((_label(job, keys, choices["model"]), cfg))
+    if not configs:
+        raise UserError(f"{' '.join(overrides)}: no name fits this pattern.")
 
     from resnet_lab.models.complexity import breakdown
     from resnet_lab.run import build
@@ -87,13 +100,13 @@ def measure(
     for label, cfg in configs:
         cfg = build.follow_trunk(cfg)  # it may be a run's net, and say how large images are
         side, channels = cfg.data.image_size, cfg.model.get("in_channels") or 3
-        sections = breakdown(build.outline(cfg), side, channels)
-        nets.append(Net(label, (channels, side, side), sections))
+        net = Net(label, (channels, side, side), breakdown(build.outline(cfg), side, channels))
+        nets.append(net)
     return nets
 
 
 def _check(cfg: DictConfig, choices: dict[str, str]) -> None:
-    """What `config.check` says of a net, without asking for data that is not needed here."""
+    """As `config.check` for a net, without asking for data that is not needed here."""
     wanted = {"data.image_size": "--image-size 224", "data.num_classes": "--classes 1000"}
     if cfg.model._target_ == PRETRAINED:
         del wanted["data.image_size"]  # its trunk says it
@@ -108,119 +121,49 @@ def _check(cfg: DictConfig, choices: dict[str, str]) -> None:
 
 
 def _label(job: Sequence[str], keys: Sequence[str], model: str) -> str:
-    """The net's name, and below it a line for each other key that has several values."""
+    """The net's name, and the other keys that have several values."""
     values = dict(override.lstrip("+").partition("=")[::2] for override in job)
     others = [f"{key.rpartition('.')[2]}={values[key]}" for key in keys if key != "model"]
-    return "\n".join([model, *others])
+    return ", ".join([model, *others])
 
 
-# ------------------------------------------------------------------ tables
+def table(nets: Sequence[Net]) -> Table:
+    """A row for each section and net, and what each costs as a whole.
 
-
-def one(net: Net) -> Table:
-    """A row for each section."""
-    table = Table(title=net.label, box=box.SIMPLE_HEAD, title_style="bold", show_footer=True)
-    table.add_column("section", "total")
-    table.add_column("output", justify="right")
-    table.add_column("blocks", justify="right")
-    table.add_column("parameters", f"{net.params:,}", justify="right")
-    table.add_column("share", justify="right", style="dim")
-    table.add_column("multiply-adds", _millions(net.macs), justify="right")
-    table.add_column("share", justify="right", style="dim")
-    table.add_row("image", _shape(net.image))
-    for section in net.sections:
-        table.add_row(
-            section.name,
-            _shape(section.output),
-            str(section.blocks or ""),
-            f"{section.params:,}",
-            _share(section.params, net.params),
-            _millions(section.macs),
-            _share(section.macs, net.macs),
-        )
-    return table
-
-
-def pages(nets: Sequence[Net]) -> Iterator[Table]:
-    """All nets side by side; where the console is too narrow, as many at a time as fit."""
-    wide = console.options.update(width=10_000)
-    while nets:
-        n = len(nets)
-        while n > 1 and console.measure(beside(nets[:n]), options=wide).maximum > console.width:
-            n -= 1
-        yield beside(nets[:n])
-        nets = nets[n:]
-
-
-def beside(nets: Sequence[Net]) -> Table:
-    """A column for each net, and rows of the same section next to each other."""
+    Beside a figure stands its share of the net; of several nets, how many times the first one's
+    it is.
+    """
+    alone = len(nets) == 1
+    table = Table(box=box.SIMPLE_HEAD, title=nets[0].label if alone else None, title_style="bold")
+    table.add_column("section", no_wrap=True)
+    if not alone:
+        table.add_column("net", overflow="fold")
+    relative = "share" if alone else "times"
+    for column in ("output", "blocks", "parameters", relative, "multiply-adds", relative):
+        style = "dim" if column == relative else None
+        table.add_column(column, justify="right", no_wrap=True, style=style)
     # The net with the most sections knows best in which order they come.
     longest_first = sorted(nets, key=lambda net: -len(net.sections))
     names = list(dict.fromkeys(s.name for net in longest_first for s in net.sections))
-    table = Table(box=box.SIMPLE_HEAD)
-    table.add_column("")
-    table.add_column("section")
-    for net in nets:
-        table.add_column(net.label, justify="right")
-
-    def add(what: str, cells: dict[str, list[str]]) -> None:
-        shown = {name: row for name, row in cells.items() if any(row)}
-        for i, (name, row) in enumerate(shown.items()):
-            table.add_row(what if i == 0 else "", name, *row, end_section=i == len(shown) - 1)
-
-    by_name = [{section.name: section for section in net.sections} for net in nets]
-
-    def row(name: str, column: str) -> list[str]:
-        return [_cell(net, of.get(name), column) for net, of in zip(nets, by_name, strict=True)]
-
-    images = {"image": [_shape(net.image) for net in nets]}
-    add("output", images | {name: row(name, "output") for name in names})
-    add("blocks", {name: row(name, "blocks") for name in names})
-    for what, column in (("parameters", "params"), ("multiply-adds", "macs")):
-        total = [f"{_number(getattr(net, column), column)}{1:>{SHARE}.1%}" for net in nets]
-        add(what, {name: row(name, column) for name in names} | {"total": total})
+    first = nets[0].costs()
+    for name in ("image", *names, "total"):
+        heading = name
+        having = [net for net in nets if name == "image" or name in net.costs()]
+        for net in having:
+            cells = [heading] if alone else [heading, net.label]
+            heading = ""
+            if name == "image":
+                table.add_row(*cells, _shape(net.image), end_section=net is having[-1])
+                continue
+            section = next((s for s in net.sections if s.name == name), None)
+            cells += [_shape(section.output), str(section.blocks or "")] if section else ["", ""]
+            whole = net.costs()["total"] if alone else first.get(name)
+            for i, cost in enumerate(net.costs()[name]):
+                cells.append(f"{cost / 1e6:,.2f} M" if i else f"{cost:,}")
+                ratio = cost / whole[i] if whole and whole[i] else None
+                cells.append("" if ratio is None else f"{ratio:.1%}" if alone else f"{ratio:.2f}")
+            table.add_row(*cells, end_section=net is having[-1] and not alone)
     return table
-
-
-def _cell(net: Net, section: "Section | None", column: str) -> str:
-    if section is None:
-        return ""
-    if column == "output":
-        return _shape(section.output)
-    if column == "blocks":
-        return str(section.blocks or "")
-    value, whole = getattr(section, column), getattr(net, column)
-    return f"{_number(value, column)}{_share(value, whole):>{SHARE}}"
-
-
-def totals(nets: Sequence[Net]) -> Table:
-    """A row for each net, with its cost as a multiple of the first one's."""
-    first = nets[0]
-    table = Table(box=box.SIMPLE_HEAD)
-    table.add_column("net")
-    for column in ("parameters", "times", "multiply-adds", "times"):
-        table.add_column(column, justify="right")
-    for net in nets:
-        table.add_row(
-            net.label.replace("\n", ", "),
-            f"{net.params:,}",
-            f"{net.params / first.params:.2f}",
-            _millions(net.macs),
-            f"{net.macs / first.macs:.2f}",
-        )
-    return table
-
-
-def _number(value: int, column: str) -> str:
-    return _millions(value) if column == "macs" else f"{value:,}"
-
-
-def _millions(macs: int) -> str:
-    return f"{macs / 1e6:,.2f} M"
-
-
-def _share(part: int, whole: int) -> str:
-    return f"{part / whole:.1%}"
 
 
 def _shape(shape: tuple[int, ...] | None) -> str:

@@ -1,4 +1,4 @@
-"""`resnet-lab train ...`: runs train.py, of the checkout or as it was shipped with the package."""
+"""Train one net, or several with -m; the same as train.py."""
 
 import runpy
 import sys
@@ -8,7 +8,7 @@ from resnet_lab.config.compose import APP
 
 
 def train(arguments: Sequence[str]) -> None:
-    """Run train.py as `python train.py` would.
+    """Run train.py, of the checkout or as it was shipped with the package, as Python would.
 
     It becomes `__main__` and the first word of `sys.argv`: by these Lightning starts its other
     processes, and a sweep its jobs.

@@ -156,10 +156,11 @@ class ImageDataModule(LightningDataModule):
         source = self.source
         self.num_classes, self.image_size = resolve(source, *self._given)
         self.class_names = source.class_names
-        labels = source.labels("train")
-        if "val" in source.splits:
-            train, val = np.arange(len(labels)), np.arange(len(source.labels("val")))
-        else:
+        # A folder that is only evaluated may lack splits.
+        n = {split: len(source.labels(split)) for split in source.splits}
+        train, val = np.arange(n.get("train", 0)), np.arange(n.get("val", 0))
+        labels = source.labels("train") if "train" in n else train
+        if "train" in n and "val" not in n:
             train, val = split_validation(labels, self.val_size, self.seed)
         if self.train_size is not None:
             if self.train_size > len(train):
@@ -169,10 +170,11 @@ class ImageDataModule(LightningDataModule):
                 )
             if self.train_size < len(train):
                 train = train[split_validation(labels[train], self.train_size, self.seed)[1]]
-        self._indices = {"train": train, "val": val, "test": np.arange(len(source.labels("test")))}
+        self._indices = {"train": train, "val": val, "test": np.arange(n.get("test", 0))}
         self.n_train, self.n_val, self.n_test = (len(i) for i in self._indices.values())
-        self.train_batches = len(TrainPlan(self.n_train, self.batch_size, self.seed, epoch=0))
-        gigabytes = len(labels) * self.image_size**2 * 3 / 1e9
+        if "train" in n:
+            self.train_batches = len(TrainPlan(self.n_train, self.batch_size, self.seed, epoch=0))
+        gigabytes = n.get("train", max(n.values())) * self.image_size**2 * 3 / 1e9
         self.photographs = self.image_size > SMALL
         self.streaming = self.photographs or gigabytes > self.memory_limit
 

@@ -154,6 +154,7 @@ def run(
                 state = State.PENDING if name in executor.pending else State.RUNNING
                 if record.state is not state:
                     record.state = state
+                    display.timed_from_now(record)
                     save()
             if len(caught) > answered:
                 # The second asks for an end at once.

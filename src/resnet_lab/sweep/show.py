@@ -63,12 +63,17 @@ class Display:
             self._live.stop()
 
     def started(self, record: JobRecord) -> None:
-        epochs, _ = progress(record.folder)
-        self._starts[record.name] = (time.time(), epochs if record.resume else 0)
+        self.timed_from_now(record)
+        _, epochs = self._starts[record.name]
         if self._live is None:
             how = f", resumed after epoch {epochs}" if record.resume else ""
             attempt = f" (attempt {record.attempts}{how})" if record.attempts > 1 else ""
             console.print(f"started     {record.name}{attempt}", soft_wrap=True)
+
+    def timed_from_now(self, record: JobRecord) -> None:
+        """A job has started, or waited for a machine until now."""
+        epochs, _ = progress(record.folder)
+        self._starts[record.name] = (time.time(), epochs if record.resume else 0)
 
     def ended(self, record: JobRecord) -> None:
         start, _ = self._starts.pop(record.name)

@@ -2,7 +2,7 @@
 
 import os
 from collections import Counter
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from functools import cached_property, partial
 from pathlib import Path
 from typing import NamedTuple
@@ -40,41 +40,62 @@ class ImageFolder:
 
     Args:
         left_out: paths of images, relative to the root, that are not listed.
+        only: the splits to read, where the others need not be there. The classes are the folders
+            of the first one. Empty: all, as above.
     """
 
-    def __init__(self, root: str, cache_dir: str, left_out: Collection[str] = ()) -> None:
+    def __init__(
+        self,
+        root: str,
+        cache_dir: str,
+        left_out: Collection[str] = (),
+        only: Sequence[str] = (),
+    ) -> None:
         self.root = root
         self.cache_dir = cache_dir
         self.left_out = frozenset(left_out)
+        self.only = tuple(only)
 
     def without(self, bad: Mapping[str, Iterable[int]]) -> "ImageFolder":
         """The same folder, but for these images of each split."""
         paths = {self._listings[split].paths[i] for split, some in bad.items() for i in some}
-        return ImageFolder(self.root, self.cache_dir, self.left_out | paths)
+        return ImageFolder(self.root, self.cache_dir, self.left_out | paths, self.only)
+
+    def to_evaluate(self, split: str) -> "ImageFolder":
+        """The same folder, of which only what evaluates "train", "val" or "test" is read.
+
+        Validation images may be a part of train/.
+        """
+        brings_val = Path(self.root, "val").is_dir()
+        cut_from_train = ("train", "val") if brings_val else ("train",)
+        only = (split,) if split == "test" or (split == "val" and brings_val) else cut_from_train
+        return ImageFolder(self.root, self.cache_dir, self.left_out, only)
 
     # ------------------------------------------------------------------ what there is
 
     @cached_property
     def splits(self) -> tuple[str, ...]:
-        for split in ("train", "test"):
+        for split in self.only or ("train", "test"):
             if not Path(self.root, split).is_dir():
                 raise UserError(
                     f"{printable(self.root)}/{split} is no folder; data.root must hold train/ and "
                     "test/ (and may hold val/), each with one folder of images per class"
                 )
+        if self.only:
+            return self.only
         return ("train", "val", "test") if Path(self.root, "val").is_dir() else ("train", "test")
 
     @cached_property
     def class_names(self) -> list[str]:
-        return [printable(name) for name in self._train_folders]
+        return [printable(name) for name in self._folders]
 
     @property
     def num_classes(self) -> int:
         return len(self.class_names)
 
     @cached_property
-    def _train_folders(self) -> list[str]:
-        return self._class_folders("train")
+    def _folders(self) -> list[str]:
+        return self._class_folders(self.splits[0])
 
     def _class_folders(self, split: str) -> list[str]:
         """The names as on the disk, sorted."""
@@ -104,13 +125,15 @@ class ImageFolder:
 
     def _list(self, split: str) -> Listing:
         names = self._class_folders(split)
-        if names != self._train_folders:
-            ours, train = set(names), set(self._train_folders)
-            both = [("lacks", train - ours), ("adds", ours - train)]
-            said = " and ".join(f"{verb} {', '.join(sorted(some))}" for verb, some in both if some)
+        if names != self._folders:
+            here, expected = set(names), set(self._folders)
+            both = [("lacks", expected - here), ("adds", here - expected)]
+            differences = " and ".join(
+                f"{verb} {', '.join(sorted(some))}" for verb, some in both if some
+            )
             raise UserError(
                 f"{printable(f'{self.root}/{split}')} must have the classes of train/, but "
-                f"{printable(said)}"
+                f"{printable(differences)}"
             )
         stamps: list[tuple[str, int, int]] = []
         labels: list[int] = []
