@@ -2,18 +2,14 @@
 
 import subprocess
 import sys
+import tarfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
-from hydra import compose, initialize_config_dir
+from lab import QUICK, ROOT, composed, train_here
 from omegaconf import DictConfig
-
-from resnet_lab.config.compose import VERSION_BASE
-
-ROOT = Path(__file__).resolve().parents[1]
-CONF = ROOT / "conf"
 
 
 @pytest.fixture(scope="session")
@@ -43,15 +39,29 @@ def pytest_terminal_summary(terminalreporter: Any, config: pytest.Config) -> Non
 @pytest.fixture
 def config(tmp_path: Path, shared_cache: Path) -> Callable[..., DictConfig]:
     """`config("model=resnet32", ...)`: the composed config, with folders below tmp_path."""
+    folders = (f"run_dir={tmp_path}/run", f"data.cache_dir={shared_cache}")
+    return lambda *overrides: composed(*folders, *overrides)
 
-    def composed(*overrides: str) -> DictConfig:
-        with initialize_config_dir(str(CONF), **VERSION_BASE):
-            return compose(
-                "train",
-                overrides=[f"run_dir={tmp_path}/run", f"data.cache_dir={shared_cache}", *overrides],
-            )
 
-    return composed
+@pytest.fixture(scope="session")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a finished run with what every run leaves; copy it before changing it."""
+    folder = tmp_path_factory.mktemp("finished")
+    done = train_here(folder, *QUICK, "callbacks=[default]", "hydra.run.dir=run")
+    assert done.returncode == 0, done.stderr
+    return folder / "run"
+
+
+@pytest.fixture(scope="session")
+def cifar10_jpeg(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with cifar10-jpeg/, CIFAR-10 as JPEG files; skips where the archive is missing."""
+    archive = ROOT.parent / "shared" / "data" / "cifar10-jpeg.tar.gz"
+    if not archive.is_file():
+        pytest.skip("needs shared/data/cifar10-jpeg.tar.gz beside the checkout")
+    folder = tmp_path_factory.mktemp("cifar10-jpeg")
+    with tarfile.open(archive) as file:
+        file.extractall(folder, filter="data")
+    return folder
 
 
 @pytest.fixture

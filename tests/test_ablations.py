@@ -3,7 +3,6 @@
 import functools
 import itertools
 import json
-import subprocess
 import sys
 import tempfile
 from pathlib import Path
@@ -11,6 +10,7 @@ from typing import Any
 
 import hydra
 import pytest
+from lab import CONF, QUICK, read_result, train_here, train_py
 from omegaconf import OmegaConf
 
 from resnet_lab.config.compose import VERSION_BASE
@@ -18,8 +18,6 @@ from resnet_lab.config.messages import composition_errors
 from resnet_lab.sweep import sweep
 from resnet_lab.sweep.job import Job
 
-ROOT = Path(__file__).resolve().parents[1]
-CONF = ROOT / "conf"
 ABLATIONS = sorted(path.stem for path in (CONF / "experiment" / "ablation").glob("*.yaml"))
 
 
@@ -68,10 +66,6 @@ GRIDS = {
 }
 
 
-def test_every_ablation_has_its_grid_here():
-    assert sorted(GRIDS) == ABLATIONS
-
-
 @pytest.mark.parametrize("name", ABLATIONS)
 def test_an_ablation_alone_is_the_whole_grid(name):
     sweep = planned(f"experiment=ablation/{name}")
@@ -117,16 +111,6 @@ def test_the_learning_rate_follows_the_batch_only_where_it_is_scaled():
         assert config.optimizer.lr == pytest.approx({"fixed": 0.1, "scaled": 0.075}[rule])
 
 
-def train_py(folder: Path, *overrides: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, str(ROOT / "train.py"), *overrides],
-        cwd=folder,
-        capture_output=True,
-        text=True,
-        timeout=300,
-    )
-
-
 @pytest.mark.parametrize(
     ("overrides", "left"),
     [
@@ -135,7 +119,7 @@ def train_py(folder: Path, *overrides: str) -> subprocess.CompletedProcess[str]:
     ],
 )
 def test_a_sweep_that_is_run_as_something_else_says_so(tmp_path, overrides, left):
-    done = train_py(tmp_path, *overrides)
+    done = train_here(tmp_path, *overrides)
     assert done.returncode == 1
     assert f"This experiment is a sweep over {left}: run it by itself with -m" in done.stderr
     assert not (tmp_path / "outputs").exists()
@@ -143,11 +127,7 @@ def test_a_sweep_that_is_run_as_something_else_says_so(tmp_path, overrides, left
 
 @pytest.mark.slow
 def test_an_ablation_really_runs_and_goes_on_with_more_seeds(tmp_path, shared_cache):
-    tiny = (
-        *("model=cifar_resnet", "model.depth=8", "model.width=0.25", "data=digits"),
-        *("data.train_size=256", "data.batch_size=64", f"data.cache_dir={shared_cache}"),
-        *("trainer.max_epochs=1", "trainer.accelerator=cpu", "trainer.precision=32"),
-    )
+    tiny = (*QUICK, "data=digits", "trainer.max_epochs=1", f"data.cache_dir={shared_cache}")
     command = ("-m", "experiment=ablation/shortcuts", *tiny)
     done = train_py(tmp_path, *command)
     assert done.returncode == 0, done.stdout + done.stderr
@@ -159,9 +139,7 @@ def test_an_ablation_really_runs_and_goes_on_with_more_seeds(tmp_path, shared_ca
     assert record["keys"] == ["model.shortcut", "seed"]
     assert {job["state"] for job in record["jobs"]} == {"finished"}
     parameters = {
-        shortcut: json.loads((folder / f"shortcut={shortcut},seed=1/result.json").read_text())[
-            "params"
-        ]
+        shortcut: read_result(folder / f"shortcut={shortcut},seed=1")["params"]
         for shortcut in ("A", "B", "C", "none")
     }
     assert parameters["none"] == parameters["A"] < parameters["B"] < parameters["C"]

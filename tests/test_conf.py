@@ -1,75 +1,43 @@
 """Every file under conf/ is composed and turned into what it describes."""
 
-import csv
-import functools
 import inspect
 import json
 import logging
 import re
-from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from hydra import compose, initialize_config_dir
 from hydra.utils import instantiate
+from lab import CONF, CPU, SMALL_NET, WITHOUT_PICTURES, choices, read_csv, slow_except
 from lightning.pytorch import Callback, LightningDataModule, Trainer
 from lightning.pytorch.loggers import Logger
 from omegaconf import DictConfig, OmegaConf
+from PIL import Image
 from torch import nn
 
 from resnet_lab.classifier import Classifier
 from resnet_lab.config.check import check
-from resnet_lab.config.compose import VERSION_BASE
+from resnet_lab.data.datamodule import resolve
 from resnet_lab.data.plan import TrainPlan, split_validation
 from resnet_lab.report import runs
 from resnet_lab.run import build, training
 from resnet_lab.run.folder import RunFolder
 from resnet_lab.run.record import Record, trains_batchnorm
 
-CONF = Path(__file__).resolve().parents[1] / "conf"
 EXTRAS = {"wandb": "wandb", "mlflow": "mlflow"}
-TINY = (
-    *("model=cifar_resnet", "model.depth=8", "model.width=0.25", "data=digits"),
-    *("trainer.accelerator=cpu", "trainer.precision=32"),
-)
 
 
-def choices(group: str) -> list[str]:
-    folder = CONF / group
-    return sorted(str(p.relative_to(folder).with_suffix("")) for p in folder.rglob("*.yaml"))
+MODELS = choices("model")
 
 
-@functools.cache
-def composed(*overrides: str) -> DictConfig:
-    """Each config once: composing takes most of the time of a test that trains nothing."""
-    with initialize_config_dir(str(CONF), **VERSION_BASE):
-        return compose("train", overrides=list(overrides))
-
-
-@pytest.fixture
-def config(tmp_path: Path, shared_cache: Path) -> Callable[..., DictConfig]:
-    """`config("model=resnet32", ...)`: a copy of the composed config, its folders set."""
-
-    def copied(*overrides: str) -> DictConfig:
-        cfg = composed(*overrides).copy()
-        cfg.run_dir, cfg.data.cache_dir = f"{tmp_path}/run", str(shared_cache)
-        return cfg
-
-    return copied
-
-
-def test_every_group_has_its_test():
-    groups = {path.name for path in CONF.iterdir() if path.is_dir()}
-    tested = {"model", "data", "optimizer", "scheduler", "callbacks", "logger", "trainer"}
-    assert groups == tested | {"experiment", "hydra"}
-
-
-@pytest.mark.parametrize("name", choices("model"))
+@pytest.mark.parametrize("name", slow_except(set(MODELS) - {"resnet1202", "preresnet1001"}, MODELS))
 def test_model(config, name):
     with torch.device("meta"):  # shapes without numbers: resnet1202 in no time
-        net = instantiate(config(f"model={name}").model)
+        cfg = config(f"model={name}")
+        check(cfg)
+        net = instantiate(cfg.model)
         assert isinstance(net, nn.Module)
         assert net(torch.empty(2, 3, 32, 32)).shape == (2, 10)
 
@@ -77,12 +45,18 @@ def test_model(config, name):
 @pytest.mark.parametrize("name", choices("data"))
 def test_data(config, name, tmp_path):
     for split in ("train", "test"):
-        (tmp_path / "photos" / split / "cat").mkdir(parents=True)
+        for kind in ("cat", "dog"):
+            (tmp_path / "photos" / split / kind).mkdir(parents=True)
+            Image.new("RGB", (8, 8)).save(tmp_path / "photos" / split / kind / "0.png")
     cfg = config(f"data={name}")
-    if name == "imagefolder":
+    if name != "digits":
         cfg.data.root = f"{tmp_path}/photos"
     check(cfg)
-    assert isinstance(instantiate(cfg.data, _convert_="all"), LightningDataModule)
+    module = instantiate(cfg.data, _convert_="all")
+    assert isinstance(module, LightningDataModule)
+    expected = {"digits": (10, 32), "cifar10": (10, 32), "cifar100": (100, 32)}
+    found = resolve(module.source, cfg.data.num_classes, cfg.data.image_size)
+    assert found == expected.get(name, (2, 8))
 
 
 def test_data_keys_are_the_arguments_of_the_data_module(config):
@@ -94,14 +68,18 @@ def test_data_keys_are_the_arguments_of_the_data_module(config):
 
 @pytest.mark.parametrize("name", choices("optimizer"))
 def test_optimizer(config, name):
-    make = instantiate(config(f"optimizer={name}").optimizer, _convert_="all")
+    cfg = config(f"optimizer={name}")
+    check(cfg)
+    make = instantiate(cfg.optimizer, _convert_="all")
     assert isinstance(make([nn.Parameter(torch.zeros(1))]), torch.optim.Optimizer)
 
 
 @pytest.mark.parametrize("name", choices("scheduler"))
 def test_scheduler(config, name):
     optimizer = torch.optim.SGD([nn.Parameter(torch.zeros(1))], lr=0.1)
-    make = instantiate(config(f"scheduler={name}").scheduler, _convert_="all")
+    cfg = config(f"scheduler={name}")
+    check(cfg)
+    make = instantiate(cfg.scheduler, _convert_="all")
     assert isinstance(make(optimizer, 100, 10), torch.optim.lr_scheduler.LRScheduler)
 
 
@@ -112,7 +90,9 @@ def test_callbacks(config, name):
     assert all(isinstance(instantiate(c), Callback) for c in callbacks.values())
 
 
-@pytest.mark.parametrize("name", choices("logger"))
+# What SQLAlchemy warns of is mlflow's.
+@pytest.mark.filterwarnings("ignore:.*noload.*:DeprecationWarning")
+@pytest.mark.parametrize("name", slow_except(("csv", "tensorboard", "wandb"), choices("logger")))
 def test_logger(config, name):
     if name in EXTRAS:
         pytest.importorskip(EXTRAS[name], reason=f"the extra [{name}] is not installed")
@@ -131,9 +111,10 @@ def test_several_loggers(config):
 
 @pytest.mark.parametrize("name", choices("trainer"))
 def test_trainer(config, name):
-    cfg = config(f"trainer={name}").trainer
-    cfg.precision = 32
-    assert isinstance(instantiate(cfg, logger=False), Trainer)
+    cfg = config(f"trainer={name}")
+    check(cfg)
+    cfg.trainer.precision = 32
+    assert isinstance(instantiate(cfg.trainer, logger=False), Trainer)
 
 
 def test_every_argument_of_lightnings_trainer_is_a_key_with_lightnings_default(config):
@@ -167,7 +148,7 @@ def test_options_of_lightnings_trainer_are_taken(config, monkeypatch, tmp_path):
         lambda *args, **more: clipped.append(clip(*args, **more)),
     )
     callbacks = "callbacks=[checkpoints,epoch_log,early_stopping]"
-    cfg = config(*TINY, callbacks, "logger=[csv]", "trainer.max_epochs=3")
+    cfg = config(*SMALL_NET, *CPU, callbacks, "logger=[csv]", "trainer.max_epochs=3")
     cfg.data.train_size, cfg.data.batch_size = 320, 64
     cfg.callbacks.early_stopping.update(patience=0, min_delta=1.0)  # stops as soon as it may
     cfg.trainer.update(
@@ -181,8 +162,8 @@ def test_options_of_lightnings_trainer_are_taken(config, monkeypatch, tmp_path):
     check(cfg)
     result = training.train(cfg)
     assert (result["status"], result["epochs"], result["steps"]) == ("finished", 2, 4)
-    with (tmp_path / "run" / "csv" / "metrics.csv").open() as file:
-        validated = [int(row["step"]) for row in csv.DictReader(file) if row.get("val/acc")]
+    rows = read_csv(tmp_path / "run" / "csv" / "metrics.csv")
+    validated = [int(row["step"]) for row in rows if row["val/acc"]]
     assert validated == [1, 2, 3, 4]
     assert anomalies_detected == [True]
     assert len(clipped) == 4
@@ -191,7 +172,18 @@ def test_options_of_lightnings_trainer_are_taken(config, monkeypatch, tmp_path):
 # ------------------------------------------------------------------ experiments
 
 
+BUILT = [name for name in choices("experiment") if not re.search(r"(\d\d|vgg16)$", name)]
+
+
 @pytest.mark.parametrize("name", choices("experiment"))
+def test_the_check_passes_every_experiment(config, name):
+    cfg = config(f"experiment={name}")
+    cfg.data.source, cfg.data.root = config().data.source, None  # a folder must be there
+    check(cfg)
+
+
+# Nets that differ in their depth from another experiment's are built by `make test-slow`.
+@pytest.mark.parametrize("name", slow_except(BUILT, choices("experiment")))
 def test_experiment(config, name):
     cfg = config(f"experiment={name}")
     cfg.data.source, cfg.data.root = config().data.source, None  # data=digits, all else as it is
@@ -255,7 +247,8 @@ def run_folder(folder: Path, cfg: DictConfig, data: str) -> runs.Run:
     folder.mkdir(exist_ok=True)
     (folder / "config.yaml").write_text(OmegaConf.to_yaml(cfg))
     (folder / "result.json").write_text(json.dumps({"status": "finished", "data": data}))
-    (run,) = runs.read([folder]).runs
+    (study,) = runs.read([folder])
+    (run,) = study.runs
     return run
 
 
@@ -293,7 +286,7 @@ def test_an_accuracy_is_taken_in_percent_however_small(config, tmp_path):
 
 
 def test_a_run_limited_by_steps_stops_at_them_in_mid_epoch(config, tmp_path):
-    cfg = config("experiment=he2015/resnet110", *TINY)
+    cfg = config("experiment=he2015/resnet110", "data=digits", *SMALL_NET, *CPU, WITHOUT_PICTURES)
     cfg.scheduler.update(milestones=[8, 14], warmup=3)
     cfg.trainer.max_steps = 16
     result = training.train(cfg)  # 1,294 images: ten steps an epoch
@@ -305,7 +298,8 @@ def test_a_run_limited_by_steps_stops_at_them_in_mid_epoch(config, tmp_path):
     ]
     # The second epoch was cut before its validation, and has no figures of the first's.
     assert ["val/acc" in row for row in rows.values()] == [True, False]
-    (run,) = runs.read([tmp_path / "run"]).runs
+    (study,) = runs.read([tmp_path / "run"])
+    (run,) = study.runs
     assert runs.reference(run) is None  # CIFAR-10's figure, and these were digits
 
 

@@ -11,7 +11,7 @@ from resnet_lab.run import build, training
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 
-QUICK = ("model=resnet20", "data.train_size=1024", "trainer.max_epochs=2", "compile=false")
+SHORT = ("model=resnet20", "data.train_size=1024", "trainer.max_epochs=2", "compile=false")
 
 
 class NoSync(Callback):
@@ -28,7 +28,7 @@ class NoSync(Callback):
 
 def test_a_step_does_not_wait_for_the_device(config):
     everything = "callbacks=[default,pictures,ema,early_stopping]"
-    parts = build.build(config(*QUICK, everything, "trainer.log_every_n_steps=1000"))
+    parts = build.build(config(*SHORT, everything, "trainer.log_every_n_steps=1000"))
     Path(parts.cfg.run_dir).mkdir()
     parts.trainer.callbacks.append(NoSync())
     try:
@@ -39,12 +39,12 @@ def test_a_step_does_not_wait_for_the_device(config):
 
 
 def test_a_run_on_the_gpu(config):
-    result = training.train(config(*QUICK, "trainer.max_epochs=15"))
+    result = training.train(config(*SHORT, "trainer.max_epochs=15"))
     assert result["precision"] in ("bf16-mixed", "32")
     assert result["test/acc"] > 0.9
 
 
 @pytest.mark.slow
 def test_a_compiled_run_on_the_gpu(config):
-    result = training.train(config(*QUICK, "compile=true"))
+    result = training.train(config(*SHORT, "compile=true"))
     assert result["compiled"] is True

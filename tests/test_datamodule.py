@@ -8,8 +8,6 @@ import lightning.pytorch as pl
 import numpy as np
 import pytest
 import torch
-from hydra.utils import instantiate
-from omegaconf import OmegaConf
 from PIL import Image
 from torch import Tensor, nn
 
@@ -19,11 +17,6 @@ from resnet_lab.data.datamodule import ImageDataModule, resolve
 from resnet_lab.data.plan import NOT_COUNTED
 from resnet_lab.data.sources import Digits, ImageFolder
 from resnet_lab.data.statistics import channel_statistics
-
-# Lightning 2.6.6 asks newer torch for a class that is on its way out.
-pytestmark = pytest.mark.filterwarnings("ignore:.*LeafSpec.*:FutureWarning")
-
-CONF = Path(__file__).parents[1] / "conf" / "data"
 
 
 class Probe(pl.LightningModule):
@@ -322,22 +315,3 @@ def test_what_the_data_cannot_give_is_one_sentence(
 ) -> None:
     with pytest.raises(UserError, match=sentence):
         folder_data(small, **options).setup("fit")
-
-
-@pytest.mark.parametrize("name", ["digits", "cifar10", "cifar100", "imagefolder"])
-def test_every_data_config_makes_a_datamodule(name: str, tmp_path: Path) -> None:
-    common = {
-        "_target_": "resnet_lab.data.datamodule.ImageDataModule",
-        "batch_size": 16,
-        "cache_dir": str(tmp_path),
-    }
-    config = OmegaConf.merge({"data": common}, {"data": OmegaConf.load(CONF / f"{name}.yaml")})
-    if name != "digits":
-        config.data.root = str(make_folder(tmp_path / "images", [(8, 8)] * 2))
-    data = instantiate(config.data)
-    assert isinstance(data, ImageDataModule)
-    assert data.batch_size == 16
-    expected = {"digits": (10, 32), "cifar10": (10, 32), "cifar100": (100, 32)}
-    assert resolve(data.source, config.data.get("num_classes"), config.data.get("image_size")) == (
-        expected.get(name, (2, 8))
-    )

@@ -2,27 +2,24 @@
 
 import inspect
 import re
-from pathlib import Path
 
 import pytest
 import torch
 import torchvision
-from hydra import compose, initialize_config_dir
 from hydra.utils import get_method, instantiate
+from lab import choices, composed, slow_except
 from omegaconf import OmegaConf
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from resnet_lab.config.check import PRETRAINED
-from resnet_lab.config.compose import VERSION_BASE
 from resnet_lab.config.errors import UserError
 from resnet_lab.config.rules import NET_RULES, NETS, net_faults
 from resnet_lab.models import family, resnet
 from resnet_lab.models.complexity import count
 from resnet_lab.models.resnet import BLOCKS, PadShortcut, ResNet, cifar_resnet, imagenet_resnet
 
-CONF = Path(__file__).parents[1] / "conf"
-MODEL_FILES = sorted(path.stem for path in (CONF / "model").glob("*.yaml"))
+MODEL_FILES = choices("model")
 NORMS = (nn.BatchNorm2d, nn.GroupNorm)
 
 
@@ -63,7 +60,7 @@ def randomise(net):
         (44, 658_586, 97.17),
         (56, 853_018, 125.49),
         (110, 1_727_962, 252.89),
-        (1202, 19_421_274, None),
+        pytest.param(1202, 19_421_274, None, marks=pytest.mark.slow),
     ],
 )
 def test_cifar_nets_cost_what_the_paper_says(depth, params, millions):
@@ -86,8 +83,8 @@ def test_cifar_nets_cost_what_the_paper_says(depth, params, millions):
         (18, 11_689_512, 1.814),
         (34, 21_797_672, 3.664),
         (50, 25_557_032, 4.089),
-        (101, 44_549_160, 7.801),
-        (152, 60_192_808, 11.514),
+        pytest.param(101, 44_549_160, 7.801, marks=pytest.mark.slow),
+        pytest.param(152, 60_192_808, 11.514, marks=pytest.mark.slow),
     ],
 )
 def test_imagenet_nets_cost_what_torchvisions_do(depth, params, billions):
@@ -149,7 +146,7 @@ def our_name(theirs: str) -> str:
     raise AssertionError(theirs)
 
 
-@pytest.mark.parametrize("depth", [18, 34, 50, 101, 152])
+@pytest.mark.parametrize("depth", slow_except((18, 50), (18, 34, 50, 101, 152)))
 def test_torchvisions_weights_give_torchvisions_outputs(depth):
     theirs = randomise(getattr(torchvision.models, f"resnet{depth}")(weights=None))
     ours = imagenet_resnet(depth, num_classes=1000).eval()
@@ -333,7 +330,7 @@ def test_channels_last_survives_the_stages(block, shortcut):
     assert activations.is_contiguous(memory_format=torch.channels_last)
 
 
-@pytest.mark.parametrize("block", BLOCKS)
+@pytest.mark.parametrize("block", slow_except(("basic", "preact_bottleneck"), BLOCKS))
 def test_a_net_compiles_as_one_graph(block):
     graphs = []
 
@@ -505,20 +502,20 @@ def test_the_rules_pass_what_is_not_known_yet_and_what_is_not_ours():
 
 
 def model_config(name, image_size, *overrides):
-    with initialize_config_dir(str(CONF), **VERSION_BASE):
-        cfg = compose(
-            overrides=[
-                f"+model={name}",
-                "+data.num_classes=10",
-                f"+data.image_size={image_size}",
-                *overrides,
-            ]
-        )
-    OmegaConf.resolve(cfg)
+    images = ("data.num_classes=10", f"data.image_size={image_size}")
+    cfg = composed(f"model={name}", *images, *overrides)
+    OmegaConf.resolve(cfg.model)
     return cfg.model
 
 
-@pytest.mark.parametrize("name", MODEL_FILES)
+# Of each kind of net a small one trains in the default suite.
+SMALL_NETS = [
+    *("resnet18", "resnet20", "resnet32", "resnet44", "resnet56", "preresnet18", "resnet"),
+    *("cifar_resnet", "pretrained", "textbook_cnn", "textbook_resnet"),
+]
+
+
+@pytest.mark.parametrize("name", slow_except(SMALL_NETS, MODEL_FILES))
 def test_every_model_file_trains_a_step(name):
     cfg = model_config(name, 16)
     assert list(net_faults(OmegaConf.to_container(cfg))) == []
@@ -543,7 +540,10 @@ def test_every_model_file_trains_a_step(name):
         net.zero_grad()
 
 
-@pytest.mark.parametrize("name", [name for name in MODEL_FILES if name[-1].isdigit()])
+DEPTHS = [name for name in MODEL_FILES if name[-1].isdigit()]
+
+
+@pytest.mark.parametrize("name", slow_except(SMALL_NETS, DEPTHS))
 def test_a_model_file_has_the_depth_in_its_name(name):
     with torch.device("meta"):
         net = instantiate(model_config(name, 32))

@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from lab import QUICK
 from lightning.pytorch import LightningModule, Trainer
 from torch import Tensor, nn
 
@@ -11,24 +12,15 @@ from resnet_lab.callbacks.nan_guard import MOST_SKIPPED, NanGuard
 from resnet_lab.classifier import Classifier
 from resnet_lab.run import checkpoint_io, training
 
-QUICK = (
-    "model=cifar_resnet",
-    "model.depth=8",
-    "model.width=0.25",
-    "data.train_size=128",
-    "data.batch_size=32",
-    "trainer.max_epochs=3",
-    "trainer.accelerator=cpu",
-    "trainer.precision=32",
-)
+# Three epochs of four steps.
+SHORT = (*QUICK, "data.train_size=128", "data.batch_size=32", "trainer.max_epochs=3")
 
 
 def finite(path: Path) -> bool:
     return all(bool(v.isfinite().all()) for v in checkpoint_io.load_weights(path).values())
 
 
-@pytest.mark.parametrize("what", ["loss", "gradient"])
-@pytest.mark.parametrize("bad", [float("nan"), float("inf")])
+@pytest.mark.parametrize(("what", "bad"), [("loss", float("nan")), ("gradient", float("inf"))])
 def test_a_bad_step_is_not_taken(config, monkeypatch, what, bad):
     """In the second epoch, so that there is a best checkpoint to be spoilt."""
     step = Classifier.training_step
@@ -42,7 +34,7 @@ def test_a_bad_step_is_not_taken(config, monkeypatch, what, bad):
         return loss
 
     monkeypatch.setattr(Classifier, "training_step", training_step)
-    cfg = config(*QUICK)
+    cfg = config(*SHORT)
     with pytest.raises(
         ValueError, match=rf"the {what} is nan or infinite at step 7, .*optimizer.lr"
     ):
@@ -55,7 +47,7 @@ def test_a_bad_step_is_not_taken(config, monkeypatch, what, bad):
 
 def test_a_learning_rate_that_explodes_is_named(config):
     with pytest.raises(ValueError, match=r"learning rate 1e\+0?6"):
-        training.train(config(*QUICK, "optimizer.lr=1000000.0", "scheduler=constant"))
+        training.train(config(*SHORT, "optimizer.lr=1000000.0", "scheduler=constant"))
 
 
 class Overflowing(LightningModule):
@@ -115,7 +107,7 @@ def test_float16_may_overflow_for_a_while():
 
 
 class OnDevice(NanGuard):
-    """The way that CUDA goes, on the CPU: the optimizer is told, the host hears later."""
+    """The way that CUDA goes, on the CPU: the optimizer learns it at once, the host later."""
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._first, self._copy = torch.full((), -1), torch.full((), -1)
@@ -137,11 +129,11 @@ def test_out_of_memory_gets_advice(config, monkeypatch):
 
     monkeypatch.setattr(Classifier, "training_step", training_step)
     with pytest.raises(ValueError, match=r"out of memory .*data\.batch_size is 32; try half"):
-        training.train(config(*QUICK))
+        training.train(config(*SHORT))
 
 
 def test_two_trainings_in_one_folder_are_refused(config, monkeypatch):
-    cfg = config(*QUICK)
+    cfg = config(*SHORT)
     step = Classifier.training_step
 
     def training_step(self, batch, batch_idx):

@@ -1,6 +1,5 @@
 """Runs whose processes torchrun or SLURM's srun has started, on one machine or several."""
 
-import json
 import os
 import signal
 import socket
@@ -12,20 +11,15 @@ from pathlib import Path
 
 import pytest
 from hydra import compose, initialize_config_dir
+from lab import CONF, EXACT, QUICK, ROOT, read_result, train_here, weights
 from omegaconf import DictConfig, OmegaConf
+from sandbox import wait_until
 
 from resnet_lab.config.compose import VERSION_BASE
-from resnet_lab.run import checkpoint_io, distributed
+from resnet_lab.run import distributed
 from resnet_lab.run.claim import CheckAndClaim
 
-ROOT = Path(__file__).resolve().parents[1]
-CONF = ROOT / "conf"
-EXACT = (
-    *("model=cifar_resnet", "model.depth=8", "model.width=0.25", "model.norm=none"),
-    *("model.zero_init_residual=true", "data.train_size=256", "data.batch_size=64"),
-    *("data.crop_padding=2", "optimizer.lr=0.01", "trainer.max_epochs=5"),
-    *("trainer.accelerator=cpu", "trainer.precision=32"),
-)
+SAME = (*QUICK, *EXACT, "data.crop_padding=2", "trainer.max_epochs=5")
 
 
 def free_port() -> int:
@@ -52,7 +46,7 @@ class Nodes:
                 [
                     *(sys.executable, "-m", "torch.distributed.run", "--nnodes=2"),
                     *("--nproc_per_node=1", f"--node_rank={rank}", *address, *options),
-                    *(str(ROOT / "train.py"), "trainer.num_nodes=2", *overrides),
+                    *(str(ROOT / "train.py"), *overrides),
                 ],
                 cwd=folder,
                 env=clean_environment(),
@@ -124,8 +118,8 @@ def environment(monkeypatch):
 )
 def test_which_process_of_a_run_this_is(environment, variables, first, from_outside, count):
     environment(**variables)
-    told = (distributed.is_first(), distributed.from_outside(), distributed.count())
-    assert told == (first, from_outside, count)
+    found = (distributed.is_first(), distributed.from_outside(), distributed.count())
+    assert found == (first, from_outside, count)
 
 
 def begun(*overrides: str) -> DictConfig:
@@ -152,7 +146,7 @@ def test_all_tasks_of_srun_get_one_folder_and_the_first_logs_there(
     assert "file" not in second.hydra.job_logging.handlers
 
 
-def test_a_requeued_job_goes_on_by_itself_once_there_is_something_to_go_on_from(
+def test_a_requeued_job_resumes_by_itself_once_there_is_a_checkpoint(
     environment, tmp_path, monkeypatch
 ):
     monkeypatch.chdir(tmp_path)
@@ -209,29 +203,19 @@ def test_a_signal_that_comes_twice_by_way_of_a_starter_is_one(starter, status):
 @pytest.mark.slow
 def test_two_nodes_train_as_one_process(tmp_path, shared_cache, figure):
     cache = f"data.cache_dir={shared_cache}"
-    nodes = Nodes(tmp_path, *EXACT, cache)
-    alone = subprocess.run(
-        [sys.executable, str(ROOT / "train.py"), *EXACT, cache, "hydra.run.dir=one"],
-        cwd=tmp_path,
-        env=clean_environment(),
-        capture_output=True,
-        text=True,
-        timeout=120,
-    )
+    nodes = Nodes(tmp_path, *SAME, cache, "trainer.num_nodes=2")
+    alone = train_here(tmp_path, *SAME, cache, "hydra.run.dir=one")
     assert alone.returncode == 0, alone.stderr
     assert nodes.end() == [0, 0], nodes.log(0) + nodes.log(1)
     run_dir = only_run(tmp_path)
-    one, two = (json.loads((d / "result.json").read_text()) for d in (tmp_path / "one", run_dir))
+    one, two = (read_result(folder) for folder in (tmp_path / "one", run_dir))
     assert (one["devices"], two["devices"]) == (1, 2)
     assert one["steps"] == two["steps"] == 20
     for key in ("val/loss", "test/loss"):
         assert one[key] == pytest.approx(two[key], rel=1e-4)
     assert one["test/acc"] == two["test/acc"]  # of 359 images: padded ones would count
-    weights = [
-        checkpoint_io.load_weights(d / "checkpoints" / "last.ckpt")
-        for d in (tmp_path / "one", run_dir)
-    ]
-    apart = max((a - weights[1][key]).abs().max().item() for key, a in weights[0].items())
+    expected, found = weights(tmp_path / "one"), weights(run_dir)
+    apart = max((a - found[key]).abs().max().item() for key, a in expected.items())
     figure("two torchrun nodes: largest difference of a weight from one process", f"{apart:.1e}")
     figure(
         "two torchrun nodes: test loss, one process and two nodes",
@@ -248,11 +232,12 @@ def test_two_nodes_train_as_one_process(tmp_path, shared_cache, figure):
 
 
 @pytest.mark.slow
-def test_two_nodes_are_restarted_stop_together_and_go_on(tmp_path, shared_cache):
-    """A process dies: torchrun restarts both, which go on; told to stop, both save and end."""
-    long = (*EXACT[:-3], *EXACT[-2:], "compile=false", f"data.cache_dir={shared_cache}")
+def test_two_nodes_are_restarted_stop_together_and_resume(tmp_path, shared_cache):
+    """A process dies: torchrun restarts both, which resume; at a signal both save and end."""
+    long = (*SAME, "compile=false", f"data.cache_dir={shared_cache}")
     nodes = Nodes(
-        *(tmp_path, *long, "trainer.max_epochs=100", "scheduler=constant"),
+        *(tmp_path, *long, "trainer.num_nodes=2"),
+        *("trainer.max_epochs=100", "scheduler=constant"),
         options=("--max-restarts=2",),
     )
 
@@ -260,28 +245,23 @@ def test_two_nodes_are_restarted_stop_together_and_go_on(tmp_path, shared_cache)
         files = (tmp_path / "outputs" / "runs").glob("*/*/metrics.csv")
         return sum(path.read_text().count("\n") - 1 for path in files)
 
-    def wait_for(epochs: int) -> None:
-        until = time.monotonic() + 120
-        while rows() < epochs:
-            assert time.monotonic() < until, nodes.log(0) + nodes.log(1)
-            time.sleep(0.1)
-
-    wait_for(2)
+    wait_until(lambda: rows() >= 2, 120)
     agent = str(nodes.processes[1].pid)
     worker = subprocess.run(["pgrep", "-P", agent], capture_output=True, text=True).stdout
     os.kill(int(worker.split()[0]), signal.SIGKILL)
-    wait_for(rows() + 3)
+    seen = rows()
+    wait_until(lambda: rows() >= seen + 3, 120)
     assert nodes.log(0).count(", resumed") == 1
     for process in nodes.processes:
         process.send_signal(signal.SIGTERM)
     assert all(nodes.end()), "a run that was stopped is not finished"
     run_dir = only_run(tmp_path)
-    told = json.loads((run_dir / "result.json").read_text())
-    assert told["status"] == "interrupted"
-    assert "stopped by SIGTERM" in told["error"]
+    result = read_result(run_dir)
+    assert result["status"] == "interrupted"
+    assert "stopped by SIGTERM" in result["error"]
     assert 2 < rows() < 100
 
     assert Nodes(tmp_path, f"resume={run_dir}").end() == [0, 0], nodes.log(0) + nodes.log(1)
-    result = json.loads((only_run(tmp_path) / "result.json").read_text())
+    result = read_result(only_run(tmp_path))
     assert (result["status"], result["epochs"], result["steps"]) == ("finished", 100, 400)
     assert rows() == 100

@@ -1,16 +1,26 @@
 """Transfer: trunks, torchvision's or a run's, loaded, frozen and unfrozen."""
 
-import json
 import os
 import re
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 from urllib.error import URLError
 
 import pytest
 import torch
+from lab import (
+    CPU,
+    EXACT,
+    QUICK,
+    WITHOUT_PICTURES,
+    assert_same,
+    composed,
+    read_result,
+    resumed,
+    slow_except,
+    train_py,
+    weights,
+)
 from lightning.pytorch import Callback
 from omegaconf import OmegaConf
 from torch import nn
@@ -18,22 +28,16 @@ from torchvision import models
 
 from resnet_lab.callbacks.unfreeze import Unfreeze
 from resnet_lab.config.check import check
-from resnet_lab.config.compose import VERSION_BASE
 from resnet_lab.config.errors import UserError
 from resnet_lab.models.pretrained import TORCHVISION, Pretrained, preprocessing, stages
 from resnet_lab.models.resnet import cifar_resnet
 from resnet_lab.run import build, checkpoint_io, training
 
-ROOT = Path(__file__).resolve().parents[1]
-
+# A trunk brings its own net.
 SHORT = (
-    "data.train_size=256",
-    "data.batch_size=64",
-    "trainer.max_epochs=2",
-    "trainer.accelerator=cpu",
-    "trainer.precision=32",
+    *("data.train_size=256", "data.batch_size=64", "trainer.max_epochs=2"),
+    *(*CPU, WITHOUT_PICTURES),
 )
-QUICK = ("model=cifar_resnet", "model.depth=8", "model.width=0.25", *SHORT)
 
 
 def small() -> nn.Module:
@@ -43,13 +47,8 @@ def small() -> nn.Module:
 @pytest.fixture(scope="session")
 def trunk_run(tmp_path_factory, shared_cache):
     """The folder of a small finished run."""
-    from hydra import compose, initialize_config_dir
-
     folder = tmp_path_factory.mktemp("runs") / "trunk"
-    with initialize_config_dir(str(ROOT / "conf"), **VERSION_BASE):
-        cfg = compose(
-            "train", [f"run_dir={folder}", f"data.cache_dir={shared_cache}", *QUICK, "seed=3"]
-        )
+    cfg = composed(*QUICK, "seed=3", f"run_dir={folder}", f"data.cache_dir={shared_cache}")
     training.train(cfg)
     return folder
 
@@ -76,7 +75,7 @@ def test_vgg16_gets_a_new_classifier():
     assert not any(isinstance(m, nn.Linear) for m in net.trunk.modules())
 
 
-@pytest.mark.parametrize("trunk", TORCHVISION)
+@pytest.mark.parametrize("trunk", slow_except(("resnet18", "resnet50", "vgg16_bn"), TORCHVISION))
 def test_every_torchvision_trunk_has_five_stages_and_takes_a_head(trunk):
     with torch.device("meta"):
         net = Pretrained(trunk=trunk, num_classes=7, freeze=1)
@@ -305,13 +304,13 @@ def test_a_run_is_a_trunk_and_the_new_run_needs_it_no_more(config, trunk_run, tm
     check(cfg)
     result = training.train(cfg)
 
-    weights = checkpoint_io.load(theirs / "checkpoints" / "best.ckpt")["state_dict"]
+    given = weights(theirs, "best")
     last = checkpoint_io.load(tmp_path / "new" / "checkpoints" / "last.ckpt")
     trained = last["state_dict"]
     trunk = {name: tensor for name, tensor in trained.items() if name.startswith("net.trunk.")}
-    assert len(trunk) == len(weights) - 2  # all but the weight and the bias of the head
+    assert len(trunk) == len(given) - 2  # all but the weight and the bias of the head
     for name, tensor in trunk.items():
-        assert torch.equal(tensor, weights[name.replace("net.trunk.", "net.")]), name
+        assert torch.equal(tensor, given[name.replace("net.trunk.", "net.")]), name
     (optimizer,) = last["optimizer_states"]
     assert len(optimizer["state"]) == 2  # of the head's; nothing is kept for what is frozen
     then, now = (OmegaConf.load(run / "config.yaml") for run in (theirs, tmp_path / "new"))
@@ -417,22 +416,22 @@ def test_the_trunk_learns_at_a_rate_of_its_own_all_along_the_schedule(config, tr
 
 # ---------------------------------------------------------------------- unfreezing
 
-UNFREEZE = ("callbacks=[default,unfreeze]", "callbacks.unfreeze.after_epochs=1")
+UNFREEZE = ("callbacks=[checkpoints,epoch_log,unfreeze]", "callbacks.unfreeze.after_epochs=1")
 
 
-# An epoch has 4 steps. Resumed from the end of the first epoch, of the second, from within it.
+# An epoch has 4 steps. Resumed from within the second epoch, and from the end of the others.
 @pytest.mark.parametrize(
     ("stop_at", "saves"),
     [
-        (5, ()),
-        (9, ()),
         (7, ("callbacks.last.minutes=0",)),
+        pytest.param(5, (), marks=pytest.mark.slow),
+        pytest.param(9, (), marks=pytest.mark.slow),
     ],
 )
 def test_unfreezing_at_an_epoch_also_after_a_resume(config, trunk_run, tmp_path, stop_at, saves):
     asked = ("model=pretrained", f"model.trunk={trunk_run}", *SHORT, *UNFREEZE, "optimizer=adam")
     asked = (*asked, *saves, "trainer.max_epochs=3", "classifier.trunk_lr_scale=0.1")
-    weights = checkpoint_io.load(trunk_run / "checkpoints" / "best.ckpt")["state_dict"]
+    given = weights(trunk_run, "best")
     stem = "stem.0.weight"
     seen: list[bool] = []
 
@@ -440,13 +439,13 @@ def test_unfreezing_at_an_epoch_also_after_a_resume(config, trunk_run, tmp_path,
         pass
 
     def watch(self, trainer, pl_module, *_):
-        seen.append(torch.equal(pl_module.net.trunk.get_parameter(stem), weights[f"net.{stem}"]))
+        seen.append(torch.equal(pl_module.net.trunk.get_parameter(stem), given[f"net.{stem}"]))
 
     def stop(self, trainer, *_):
         if trainer.global_step == stop_at:
             raise Stop
 
-    hook = "resnet_lab.callbacks.live_bar.LiveBar.on_train_batch_end"
+    hook = "resnet_lab.callbacks.epoch_log.EpochLog.on_train_batch_end"
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(hook, watch)
         training.train(config(*asked, f"run_dir={tmp_path}/whole"))
@@ -456,16 +455,8 @@ def test_unfreezing_at_an_epoch_also_after_a_resume(config, trunk_run, tmp_path,
         patch.setattr(hook, stop)
         with pytest.raises(Stop):
             training.train(config(*asked, f"run_dir={tmp_path}/stopped"))
-    cfg = OmegaConf.load(tmp_path / "stopped" / "config.yaml")
-    cfg.resume = str(tmp_path / "stopped")
-    training.train(cfg)
-
-    one, two = (
-        checkpoint_io.load(tmp_path / name / "checkpoints" / "last.ckpt")["state_dict"]
-        for name in ("whole", "stopped")
-    )
-    for key, value in one.items():
-        assert torch.equal(value, two[key]), key
+    training.train(resumed(tmp_path / "stopped"))
+    assert_same(weights(tmp_path / "whole"), weights(tmp_path / "stopped"))
 
 
 def test_only_a_net_with_something_frozen_can_be_unfrozen(config):
@@ -475,35 +466,19 @@ def test_only_a_net_with_something_frozen_can_be_unfrozen(config):
         Unfreeze(after_epochs=0)
 
 
+@pytest.mark.slow
 def test_two_devices_unfreeze_as_one(tmp_path, shared_cache, config):
     """DDP gathers the gradients of the trunk, too, once there are some."""
-    overrides = ("model.norm=none", "model.zero_init_residual=true", "optimizer.lr=0.01")
-    trunk = config(*QUICK, *overrides, f"run_dir={tmp_path}/trunk", "trainer.max_epochs=1")
+    trunk = config(*QUICK, *EXACT, f"run_dir={tmp_path}/trunk", "trainer.max_epochs=1")
     training.train(trunk)
     shared = ("model=pretrained", f"model.trunk={tmp_path}/trunk", *SHORT, *UNFREEZE)
     shared = (*shared, "optimizer.lr=0.01", f"data.cache_dir={shared_cache}")
     one = training.train(config(*shared, f"run_dir={tmp_path}/one"))
-    done = subprocess.run(
-        [
-            sys.executable,
-            str(ROOT / "train.py"),
-            *shared,
-            "trainer.devices=2",
-            f"hydra.run.dir={tmp_path}/two",
-        ],
-        cwd=tmp_path,
-        capture_output=True,
-        text=True,
-        env={k: v for k, v in os.environ.items() if k != "LOCAL_RANK"},
-        timeout=300,
-    )
+    done = train_py(tmp_path, *shared, "trainer.devices=2", "hydra.run.dir=two")
     assert done.returncode == 0, done.stderr
-    two = json.loads((tmp_path / "two" / "result.json").read_text())
+    two = read_result(tmp_path / "two")
     assert (one["devices"], two["devices"]) == (1, 2)
     assert one["test/loss"] == pytest.approx(two["test/loss"], rel=1e-4)
-    states = [
-        checkpoint_io.load(tmp_path / name / "checkpoints" / "last.ckpt")["state_dict"]
-        for name in ("one", "two")
-    ]
-    for name, tensor in states[0].items():
-        torch.testing.assert_close(states[1][name], tensor, rtol=1e-3, atol=1e-5)
+    torch.testing.assert_close(
+        weights(tmp_path / "one"), weights(tmp_path / "two"), rtol=1e-3, atol=1e-5
+    )

@@ -1,7 +1,5 @@
 """A run that was stopped, however and wherever, ends where it would have ended."""
 
-import csv
-import json
 import os
 import shutil
 import signal
@@ -11,8 +9,18 @@ from typing import Any
 
 import pytest
 import torch
+from lab import (
+    SMALL_NET,
+    WITHOUT_PICTURES,
+    assert_same,
+    board,
+    composed,
+    read_csv,
+    read_result,
+    resumed,
+    slow_except,
+)
 from omegaconf import DictConfig, OmegaConf
-from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from resnet_lab.callbacks.epoch_log import EpochLog
 from resnet_lab.callbacks.last_checkpoint import LastCheckpoint
@@ -21,38 +29,24 @@ from resnet_lab.run import checkpoint_io, training
 from resnet_lab.run.stop import Stopped
 
 # Four epochs of four steps in a second.
-SMALL_NET = ("model=cifar_resnet", "model.depth=8", "model.width=0.25")
 TINY = (
-    "data.train_size=128",
-    "data.val_size=32",
-    "data.batch_size=32",
-    "trainer.max_epochs=4",
-    "trainer.accelerator=cpu",
-    "trainer.log_every_n_steps=2",
+    *("data.train_size=128", "data.val_size=32", "data.batch_size=32", "trainer.max_epochs=4"),
+    *("trainer.accelerator=cpu", "trainer.log_every_n_steps=2", WITHOUT_PICTURES),
 )
-STEPS = 16
 TIMES = ("train_seconds", "images_per_second")
-
-
-def resumed(run_dir: Path) -> DictConfig:
-    """What `resume=RUN_DIR` makes of the run's config."""
-    cfg = OmegaConf.load(run_dir / "config.yaml")
-    assert isinstance(cfg, DictConfig)
-    cfg.resume = str(run_dir)
-    return cfg
 
 
 def run(cfg: DictConfig, stop: Callable[[Any], bool] | None = None, hook: str = "train") -> int:
     """Train; SIGTERM to this process where `stop(trainer)` holds. The exit status, 0 at the end."""
     name = f"on_{hook}_batch_end"
     before = getattr(EpochLog, name)
-    told = stop is None
+    sent = stop is None
 
     def watched(self: EpochLog, trainer: Any, *args: Any, **kwargs: Any) -> None:
-        nonlocal told
+        nonlocal sent
         before(self, trainer, *args, **kwargs)
-        if not told and stop(trainer):
-            told = True  # a second signal would end this very process
+        if not sent and stop(trainer):
+            sent = True  # a second signal would end this very process
             os.kill(os.getpid(), signal.SIGTERM)
 
     with pytest.MonkeyPatch.context() as patch:
@@ -72,62 +66,53 @@ def outcome(run_dir: Path) -> dict[str, Any]:
     """All that a run leaves which is not a time: checkpoints, figures, points on the board."""
     last = checkpoint_io.load(run_dir / "checkpoints" / "last.ckpt")
     best = checkpoint_io.load(run_dir / "checkpoints" / "best.ckpt")
-    with (run_dir / "metrics.csv").open(newline="") as file:
-        rows = [{k: v for k, v in row.items() if k not in TIMES} for row in csv.DictReader(file)]
-    board = EventAccumulator(str(run_dir / "tensorboard"))
-    board.Reload()
+    table = read_csv(run_dir / "metrics.csv")
+    shown = board(run_dir / "tensorboard")
     points = {
         # Sorted, since files begun within one second are not read in their order; once, since a run
         # killed between an epoch's figures and its checkpoint writes them again, alike.
-        tag: sorted({(event.step, event.value) for event in board.Scalars(tag)})
-        for tag in board.Tags()["scalars"]
+        tag: sorted({(event.step, event.value) for event in shown.Scalars(tag)})
+        for tag in shown.Tags()["scalars"]
         if "images_per_second" not in tag
     }
-    result = json.loads((run_dir / "result.json").read_text())
+    result, gradients = read_result(run_dir), run_dir / "grad_norm.csv"
+    kept = ("state_dict", "current_model_state", "optimizer_states", "lr_schedulers")
     return {
-        "last": {key: last[key] for key in ("state_dict", "optimizer_states", "lr_schedulers")},
+        "last": {key: last.get(key) for key in kept},
         "loops": last["loops"]["fit_loop"],
         "best": (best["state_dict"], best["epoch"]),
-        "rows": rows,
+        "rows": [{k: v for k, v in row.items() if k not in TIMES} for row in table],
+        "gradients": gradients.read_text() if gradients.exists() else None,
         "points": points,
         "result": [result[key] for key in ("status", "epochs", "steps", "best_epoch")]
         + [result[f"{split}/{what}"] for split in ("val", "test") for what in ("loss", "acc")],
     }
 
 
-def assert_same(one: Any, two: Any, where: str = "") -> None:
-    """Bit for bit."""
-    if isinstance(one, dict):
-        assert one.keys() == two.keys(), where
-        for key in one:
-            assert_same(one[key], two[key], f"{where}/{key}")
-    elif isinstance(one, list | tuple):
-        assert len(one) == len(two), (where, one, two)
-        for i, (a, b) in enumerate(zip(one, two, strict=True)):
-            assert_same(a, b, f"{where}/{i}")
-    elif isinstance(one, torch.Tensor):
-        assert torch.equal(one, two), where
-    else:
-        assert one == two, where
+WHOLE: dict[tuple[str, ...], dict[str, Any]] = {}
 
 
 @pytest.fixture
-def whole(config, tmp_path) -> Callable[..., dict[str, Any]]:
-    """The outcome of a run that nothing stops."""
+def whole(shared_cache, tmp_path) -> Callable[..., dict[str, Any]]:
+    """The outcome of a run that nothing stops, trained once for all tests."""
 
     def train(*overrides: str) -> dict[str, Any]:
-        cfg = config(*TINY, *overrides, f"run_dir={tmp_path}/whole")
-        assert run(cfg) == 0
-        return outcome(tmp_path / "whole")
+        if overrides not in WHOLE:
+            folders = (f"run_dir={tmp_path}/whole", f"data.cache_dir={shared_cache}")
+            assert run(composed(*TINY, *overrides, *folders)) == 0
+            WHOLE[overrides] = outcome(tmp_path / "whole")
+        return WHOLE[overrides]
 
     return train
 
 
 KINDS = {
     "plain": SMALL_NET,
-    "ema": (
+    "callbacks": (
         *SMALL_NET,
-        "callbacks=[default,ema,grad_norm]",
+        "callbacks=[checkpoints,epoch_log,ema,grad_norm,early_stopping]",
+        "callbacks.early_stopping.patience=2",
+        "callbacks.early_stopping.min_delta=1",  # nothing is an improvement: it ends after epoch 3
     ),
     "accumulating": (*SMALL_NET, "trainer.accumulate_grad_batches=2", "data.batch_size=16"),
     "every second epoch": (*SMALL_NET, "trainer.check_val_every_n_epoch=2", "scheduler=cosine"),
@@ -136,12 +121,6 @@ KINDS = {
         "trainer.max_epochs=-1",
         "trainer.max_steps=14",
         "scheduler=multistep",
-    ),
-    "early stopping": (
-        *SMALL_NET,
-        "callbacks=[default,early_stopping]",
-        "callbacks.early_stopping.patience=2",
-        "callbacks.early_stopping.min_delta=1",  # nothing is an improvement: it ends after epoch 3
     ),
     "dropout": (
         "model=pretrained",
@@ -157,7 +136,7 @@ KINDS = {
 # ---------------------------------------------------------------------- in the default suite
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", slow_except(("plain", "callbacks"), KINDS))
 def test_a_chain_of_stops_changes_nothing(kind, whole, config, tmp_path):
     """Stopped four times: in an epoch, at its last batch, in validation, at the batch after."""
     expected = whole(*KINDS[kind])
@@ -171,29 +150,23 @@ def test_a_chain_of_stops_changes_nothing(kind, whole, config, tmp_path):
     assert_same(expected, outcome(run_dir))
 
 
-DOORS = {
-    "again": (),
-    "streamed": ("data.memory_limit=0", "data.workers=0"),
-    "streamed by workers": ("data.memory_limit=0", "data.workers=2"),
-}
+STREAMED = ("data.memory_limit=0", "data.workers=0")
 
 
-@pytest.mark.parametrize("door", DOORS)
-def test_the_door_changes_nothing(door, whole, config, tmp_path):
-    """The same weights again, and from files in place of memory, with workers or without."""
-    expected = whole(*SMALL_NET)
-    cfg = config(*TINY, *SMALL_NET, *DOORS[door], f"run_dir={tmp_path}/other")
+def test_images_from_files_change_nothing(whole, config, tmp_path):
+    cfg = config(*TINY, *SMALL_NET, *STREAMED, f"run_dir={tmp_path}/other")
     assert run(cfg) == 0
-    assert_same(expected, outcome(tmp_path / "other"))
+    assert_same(whole(*SMALL_NET), outcome(tmp_path / "other"))
 
 
-def test_a_streamed_run_is_stopped_and_goes_on(whole, config, tmp_path):
-    expected = whole(*SMALL_NET)
-    cfg = config(*TINY, *SMALL_NET, *DOORS["streamed by workers"], f"run_dir={tmp_path}/other")
+@pytest.mark.slow
+def test_a_run_with_workers_is_stopped_and_resumed(whole, config, tmp_path):
+    workers = (*STREAMED, "data.workers=2")
+    cfg = config(*TINY, *SMALL_NET, *workers, f"run_dir={tmp_path}/other")
     assert run(cfg, at(6)) == 143
     assert run(resumed(tmp_path / "other"), at(10)) == 143
     assert run(resumed(tmp_path / "other")) == 0
-    assert_same(expected, outcome(tmp_path / "other"))
+    assert_same(whole(*SMALL_NET), outcome(tmp_path / "other"))
 
 
 def test_a_killed_run_forgets_what_it_will_write_again(whole, config, tmp_path):
@@ -213,9 +186,7 @@ def test_a_killed_run_forgets_what_it_will_write_again(whole, config, tmp_path):
     cfg = config(*TINY, *SMALL_NET, f"run_dir={tmp_path}/killed")
     with pytest.MonkeyPatch.context() as patch:
         # After the third epoch's row and points, before its checkpoint.
-        patch.setattr(
-            "resnet_lab.callbacks.last_checkpoint.LastCheckpoint.on_train_epoch_end", kill
-        )
+        patch.setattr(LastCheckpoint, "on_train_epoch_end", kill)
         with pytest.raises(Killed):
             training.train(cfg)
     assert len((tmp_path / "killed" / "metrics.csv").read_text().splitlines()) == 1 + 3
@@ -232,7 +203,7 @@ def test_signals_are_handled_as_before_when_a_run_is_over(config, stop):
     assert signal.set_wakeup_fd(-1) == -1
 
 
-def test_a_checkpoint_of_others_is_no_place_to_go_on_from(config, tmp_path):
+def test_a_checkpoint_of_another_program_is_refused(config, tmp_path):
     cfg = config(*TINY, *SMALL_NET, "trainer.max_epochs=1", f"run_dir={tmp_path}/run")
     assert run(cfg, at(2)) == 143
     last = tmp_path / "run" / "checkpoints" / "last.ckpt"

@@ -2,19 +2,24 @@
 
 import json
 import logging
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
+from lab import (
+    CPU,
+    SMALL_NET,
+    WITHOUT_PICTURES,
+    assert_same,
+    train_here,
+    train_without_torch,
+    weights,
+)
+from lab import resumed_by_command as resumed
 from omegaconf import OmegaConf
 
 from resnet_lab.config.compose import compose
-from resnet_lab.run import checkpoint_io, training
-from resnet_lab.run.folder import RunFolder
-from resnet_lab.run.resume import resumed as own_config
+from resnet_lab.run import training
 
-ROOT = Path(__file__).resolve().parents[1]
 FIXED = ("scheduler=multistep", "scheduler.unit=epoch", "scheduler.milestones=[30,40]")
 BEGAN = ("model=resnet20", "data.batch_size=64", "seed=3", *FIXED)
 
@@ -34,14 +39,6 @@ def begun(run_dir: Path, *overrides: str, status: str = "interrupted") -> Path:
     (run_dir / ".hydra").mkdir()
     OmegaConf.save(list(overrides), run_dir / ".hydra" / "overrides.yaml")
     return run_dir
-
-
-def resumed(run_dir: Path, *overrides: str):
-    """The config with which `python train.py resume=RUN_DIR ...` would be resumed."""
-    cfg, _ = compose(overrides)
-    OmegaConf.set_struct(cfg, False)
-    cfg.hydra = {"overrides": {"task": [f"resume={run_dir}", *overrides]}}
-    return own_config(cfg, RunFolder(run_dir))
 
 
 def refusal(run_dir: Path, *overrides: str) -> str:
@@ -185,31 +182,19 @@ def test_what_cannot_be_resumed_is_said(tmp_path):
         resumed(run_dir)
 
 
-@pytest.mark.parametrize(
-    ("overrides", "status", "said"),
-    [
-        (["seed=4", "model=resnet20"], 1, "leave out seed=4 model=resnet20."),
-        (
-            ["data.batchsize=1"],
-            1,
-            "error: data.batchsize: there is no such key; did you mean batch",
-        ),
-        (["data.workers=1"], 0, "this run is finished"),
-        ([*BEGAN], 0, "this run is finished"),
-    ],
-)
-def test_the_command_line_says_it_without_torch(run_dir, overrides, status, said):
+def test_the_command_line_needs_no_torch_to_refuse_a_resume(run_dir):
     (run_dir / "result.json").write_text('{"status": "finished"}')
-    program = (
-        "import sys, runpy; sys.modules['torch'] = None; "
-        f"sys.argv = ['train.py', 'resume={run_dir}', *{overrides!r}]; "
-        f"runpy.run_path({str(ROOT / 'train.py')!r}, run_name='__main__')"
-    )
-    done = subprocess.run(
-        [sys.executable, "-c", program], cwd=run_dir.parent, capture_output=True, text=True
-    )
-    assert (done.returncode, said in done.stdout + done.stderr) == (status, True), done.stderr
-    assert "Traceback" not in done.stderr
+    expected = {
+        ("seed=4", "model=resnet20"): (1, "leave out seed=4 model=resnet20."),
+        ("data.batchsize=1",): (1, "data.batchsize: there is no such key; did you mean batch"),
+        ("data.workers=1",): (0, "this run is finished"),
+        BEGAN: (0, "this run is finished"),
+    }
+    commands = [[f"resume={run_dir}", *overrides] for overrides in expected]
+    outcomes = train_without_torch(run_dir.parent, *commands)
+    for done, (status, said) in zip(outcomes, expected.values(), strict=True):
+        assert (done.returncode, said in done.stdout + done.stderr) == (status, True), done.stderr
+        assert "Traceback" not in done.stderr
     assert sorted(path.name for path in run_dir.parent.iterdir()) == ["run"]
 
 
@@ -220,11 +205,11 @@ def test_images_that_have_moved_are_named_on_the_command_line(tmp_path):
         (photos / split / "cat").mkdir(parents=True)
     run_dir = begun(tmp_path / "run", "data=imagefolder", f"data.root={photos}")
     (run_dir / "result.json").write_text('{"status": "finished"}')
-    command = [sys.executable, str(ROOT / "train.py"), f"resume={run_dir}"]
-    done = subprocess.run([*command, f"data.root={tmp_path}/other"], capture_output=True, text=True)
+    command = (f"resume={run_dir}", f"data.root={tmp_path}/other")
+    done = train_here(tmp_path, *command)
     assert (done.returncode, done.stderr) == (0, "")
     (run_dir / "result.json").unlink()
-    done = subprocess.run([*command, f"data.root={tmp_path}/other"], capture_output=True, text=True)
+    done = train_here(tmp_path, *command)
     assert done.returncode == 1
     assert done.stderr.startswith(f"error: data.root={tmp_path}/other: there is no folder")
 
@@ -246,10 +231,8 @@ def test_a_moved_run_writes_where_it_is_now(run_dir, tmp_path):
 
 
 def test_a_longer_run_ends_as_one_that_was_planned_so(config, tmp_path, caplog):
-    quick = (
-        *("model=cifar_resnet", "model.depth=8", "model.width=0.25", "scheduler=constant"),
-        *("data.train_size=128", "data.batch_size=64", "trainer.accelerator=cpu"),
-    )
+    quick = (*SMALL_NET, *CPU, WITHOUT_PICTURES, "scheduler=constant")
+    quick += ("data.train_size=128", "data.batch_size=64")
     for name, epochs in (("whole", 3), ("longer", 2)):
         cfg = config(*quick, f"trainer.max_epochs={epochs}", f"run_dir={tmp_path}/{name}")
         training.train(cfg)
@@ -261,11 +244,6 @@ def test_a_longer_run_ends_as_one_that_was_planned_so(config, tmp_path, caplog):
     changed = [line for line in caplog.messages if line.startswith("changed")]
     assert changed == ["changed     trainer.max_epochs: 2 -> 3"]
     assert (result["status"], result["epochs"]) == ("finished", 3)
-    weights = [
-        checkpoint_io.load(tmp_path / name / "checkpoints" / "last.ckpt")["state_dict"]
-        for name in ("whole", "longer")
-    ]
-    assert weights[0].keys() == weights[1].keys()
-    assert all((weights[0][key] == weights[1][key]).all() for key in weights[0])
+    assert_same(weights(tmp_path / "whole"), weights(tmp_path / "longer"))
     saved = OmegaConf.load(run_dir / "config.yaml")
     assert (saved.trainer.max_epochs, saved.resume) == (3, None)

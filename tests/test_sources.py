@@ -19,7 +19,6 @@ import pytest
 from PIL import Image
 
 from resnet_lab.config.errors import UserError
-from resnet_lab.data import sources
 from resnet_lab.data.cache import cached
 from resnet_lab.data.decode import fit, random_resized_crop, to_rgb
 from resnet_lab.data.sources import CIFAR10, CIFAR100, Digits, ImageFolder
@@ -90,15 +89,6 @@ def test_16_bit_grey_is_scaled(kind: str) -> None:
     values = np.array([[0, 257 * 100, 65535]], dtype=np.uint16)
     image = to_rgb(through(Image.fromarray(values), kind))
     assert np.asarray(image)[0, :, 0].tolist() == [0, 100, 255]
-
-
-def test_exif_orientation_is_applied() -> None:
-    image = Image.fromarray(np.array([[0, 100, 200]], dtype=np.uint8))
-    exif = Image.Exif()
-    exif[0x0112] = 6  # to be turned a quarter clockwise
-    turned = to_rgb(through(image, "PNG", exif=exif))
-    assert turned.size == (1, 3)
-    assert np.asarray(turned)[:, 0, 0].tolist() == [0, 100, 200]
 
 
 # Where an upright picture's top left corner is stored under each orientation, as (row, column) of
@@ -366,7 +356,7 @@ folder = Path(sys.argv[1])
 def write(partial):
     with open(folder.parent / "writes", "a") as log:
         log.write("x")
-    time.sleep(1)
+    time.sleep(0.3)
     (partial / "value").write_text("7")
 print(cached(folder, write, lambda folder: (folder / "value").read_text()))
 """
@@ -576,8 +566,3 @@ def test_without_network_the_sentence_says_where_to_put_the_archive(
     with pytest.raises(ValueError, match=r"data=digits") as error:
         kind(str(root), str(cifar.parent / "cache")).images("train", 32)
     assert f"put {name}-python.tar.gz into {root}" in str(error.value)
-
-
-def test_sources_import_without_torch() -> None:
-    script = f"import sys, {sources.__name__}; sys.exit('torch' in sys.modules)"
-    assert subprocess.run([sys.executable, "-c", script]).returncode == 0

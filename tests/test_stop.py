@@ -1,6 +1,5 @@
 """Runs as processes: what signals, a time limit and failing devices do to them."""
 
-import json
 import os
 import random
 import signal
@@ -8,31 +7,19 @@ import subprocess
 import sys
 import time
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
+from lab import CPU, ROOT, SMALL_NET, read_result
+from sandbox import wait_until
 
-from resnet_lab.callbacks.last_checkpoint import LastCheckpoint
-from resnet_lab.callbacks.nan_guard import NanGuard
-from resnet_lab.run import checkpoint_io, training
+from resnet_lab.run import checkpoint_io
 from resnet_lab.run.folder import RunFolder
-
-ROOT = Path(__file__).resolve().parents[1]
 
 # Long enough that nothing ends by itself, with an epoch every few hundred milliseconds.
 LONG = (
-    "model=cifar_resnet",
-    "model.depth=8",
-    "model.width=0.25",
-    "model.norm=group",
-    "data.train_size=256",
-    "data.batch_size=32",
-    "scheduler=constant",
-    "trainer.max_epochs=100000",
-    "trainer.accelerator=cpu",
-    "trainer.precision=32",
-    "compile=false",
+    *(*SMALL_NET, *CPU, "model.norm=group", "data.train_size=256", "data.batch_size=32"),
+    *("scheduler=constant", "trainer.max_epochs=100000", "compile=false"),
 )
 BOUND = 60  # seconds until a run must be gone, on a machine where other work runs
 
@@ -57,13 +44,13 @@ class Run:
 
     def ready(self, epochs: int = 1) -> "Run":
         """Wait until so many epochs are in metrics.csv."""
-        until = time.monotonic() + 240
-        while time.monotonic() < until:
-            if len(rows(self)) >= epochs:
-                return self
+
+        def there() -> bool:
             assert self.process.poll() is None, self.log.read_text()
-            time.sleep(0.1)
-        raise AssertionError(f"no epoch in time: {self.log.read_text()}")
+            return len(rows(self)) >= epochs
+
+        wait_until(there, 240)
+        return self
 
     def processes(self) -> list[int]:
         """This run's processes that live: first the first, then those of the other devices."""
@@ -100,7 +87,7 @@ class Run:
 
     @property
     def result(self) -> dict:
-        return json.loads((self.run_dir / "result.json").read_text())
+        return read_result(self.run_dir)
 
 
 @pytest.fixture
@@ -148,12 +135,18 @@ def stopped(run: Run, status: int) -> float:
     return seconds
 
 
-def test_a_told_run_saves_and_can_go_on(start):
-    """SIGTERM, then resumed and stopped by its time limit."""
+def test_a_signal_saves_and_the_run_can_be_resumed(start):
     run = start().ready()
     to_first(run, signal.SIGTERM)
     stopped(run, 143)
     assert "stopped by SIGTERM at step" in run.result["error"]
+
+
+@pytest.mark.slow
+def test_a_resumed_process_is_stopped_again(start):
+    run = start().ready()
+    to_first(run, signal.SIGTERM)
+    stopped(run, 143)
     at = checkpoint_io.newest(RunFolder(run.run_dir))[1]["global_step"]
 
     again = start(f"resume={run.run_dir}").ready(len(rows(run)) + 1)
@@ -206,7 +199,7 @@ def test_the_second_signal_ends_at_once(start, figure):
 
 
 @pytest.mark.faults
-def test_the_time_limit_leaves_a_run_to_go_on_with(start):
+def test_a_run_stopped_by_its_time_limit_can_be_resumed(start):
     run = start("trainer.max_time=00:00:00:04")
     stopped(run, 124)
     assert "trainer.max_time is over" in run.result["error"]
@@ -268,35 +261,3 @@ def test_killed_twenty_times(start, figure):
     figure("  at so many different steps", str(len(survived)))
     assert same
     assert expected["global_step"] == weights["global_step"]
-
-
-@pytest.mark.faults
-def test_what_it_costs(config, figure, monkeypatch):
-    """ResNet-20 at batch 128: the time in the hooks that every step passes, and in saving."""
-    spent: dict[str, list[float]] = {"checks": [], "saves": []}
-
-    def timed(cls: type, name: str, account: str) -> None:
-        hook = getattr(cls, name)
-
-        def around(*args: Any, **kwargs: Any) -> Any:
-            since = time.perf_counter()
-            try:
-                return hook(*args, **kwargs)
-            finally:
-                spent[account].append(time.perf_counter() - since)
-
-        monkeypatch.setattr(cls, name, around)
-
-    timed(NanGuard, "on_before_backward", "checks")
-    timed(NanGuard, "on_before_optimizer_step", "checks")
-    timed(LastCheckpoint, "_ask", "checks")
-    timed(LastCheckpoint, "_save", "saves")
-    result = training.train(config("model=resnet20", "compile=false", "trainer.max_epochs=3"))
-    steps = result["steps"]
-    share = sum(spent["checks"]) / result["train_seconds"]
-    assert len(spent["checks"]) >= 3 * steps
-    assert len(spent["saves"]) == 2 * 3  # before each validation, and after it
-    figure("ResNet-20, batch 128: NaN guard and stop checks, of the training time", f"{share:.2%}")
-    figure("  in each step", f"{1000 * sum(spent['checks']) / steps:.2f} ms")
-    saves = sorted(1000 * seconds for seconds in spent["saves"])
-    figure("  a save of last.ckpt, median", f"{saves[len(saves) // 2]:.0f} ms")

@@ -1,6 +1,5 @@
 """The package as it is installed from a wheel, and `resnet-lab train` beside `python train.py`."""
 
-import csv
 import json
 import os
 import subprocess
@@ -11,19 +10,9 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from lab import QUICK, ROOT, read_csv, read_result, train_without_torch
 
-ROOT = Path(__file__).resolve().parents[1]
-TINY = (
-    "model=cifar_resnet",
-    "model.depth=8",
-    "model.width=0.25",
-    "data.train_size=128",
-    "data.batch_size=64",
-    "trainer.max_epochs=1",
-    "trainer.accelerator=cpu",
-    "trainer.precision=32",
-    "compile=false",
-)
+TINY = (*QUICK, "data.train_size=128", "trainer.max_epochs=1")
 ENVIRONMENT = {k: v for k, v in os.environ.items() if k != "PYTHONPATH"} | {
     "OMP_NUM_THREADS": "1",
     "CUDA_VISIBLE_DEVICES": "",
@@ -93,7 +82,7 @@ def test_the_wheel_brings_its_own_code_and_all_of_conf(project: Path):
 @pytest.mark.parametrize("devices", [1, 2])
 def test_an_installed_package_trains_and_evaluates(lab: Lab, tmp_path: Path, devices: int):
     lab("train", *TINY, f"trainer.devices={devices}", "hydra.run.dir=run")
-    result = json.loads((tmp_path / "run/result.json").read_text())
+    result = read_result(tmp_path / "run")
     assert (result["status"], result["steps"], result["devices"]) == ("finished", 2, devices)
     assert result["git_commit"] is None  # the repository around .venv is not this project's
     lab("evaluate", "run")
@@ -106,11 +95,10 @@ def test_an_installed_package_sweeps_and_reports(lab: Lab, tmp_path: Path):
     lab("train", "-m", "seed=0,1", "sweep.name=s", *TINY)
     folder = tmp_path / "outputs/sweeps/s"
     for seed in (0, 1):
-        result = json.loads((folder / f"seed={seed}" / "result.json").read_text())
+        result = read_result(folder / f"seed={seed}")
         assert (result["seed"], result["status"]) == (seed, "finished")
     lab("report", "outputs/sweeps/s")
-    with (folder / "report/results.csv").open(newline="") as file:
-        assert sorted(row["seed"] for row in csv.DictReader(file)) == ["0", "1"]
+    assert sorted(row["seed"] for row in read_csv(folder / "report/results.csv")) == ["0", "1"]
 
 
 @pytest.mark.slow
@@ -119,19 +107,17 @@ def test_a_config_of_the_users_own_comes_from_a_folder(lab: Lab, tmp_path: Path)
     own.parent.mkdir(parents=True)
     own.write_text("# @package _global_\nseed: 17\n")
     lab("train", "--config-dir", "configs", "experiment=mine", "hydra.run.dir=run", *TINY)
-    assert json.loads((tmp_path / "run/result.json").read_text())["seed"] == 17
+    assert read_result(tmp_path / "run")["seed"] == 17
 
 
-@pytest.mark.parametrize(
-    "arguments",
-    [["--help"], ["--cfg", "job", "seed=3"], ["modle=resnet20"], ["-m", "seed=[", "--info", "x"]],
-    ids=" ".join,
-)
-def test_resnet_lab_train_is_train_py(arguments: list[str], tmp_path: Path):
-    def outcome(*command: str) -> tuple[int, str, str]:
-        done = subprocess.run(
-            [sys.executable, *command, *arguments], cwd=tmp_path, capture_output=True, text=True
-        )
-        return done.returncode, done.stdout, done.stderr
-
-    assert outcome("-m", "resnet_lab.cli", "train") == outcome(str(ROOT / "train.py"))
+def test_resnet_lab_train_is_train_py(tmp_path: Path):
+    """Both in a process for all these commands, which cannot import torch."""
+    commands = [["--help"], ["--cfg", "job", "seed=3"], ["modle=resnet20"]]
+    commands.append(["-m", "seed=[", "--info", "x"])
+    (tmp_path / "installed.py").write_text(
+        "import sys; from resnet_lab.cli import main; main(['train', *sys.argv[1:]])"
+    )
+    installed = train_without_torch(tmp_path, *commands, script=str(tmp_path / "installed.py"))
+    assert [done.returncode for done in installed] == [0, 0, 1, 2]
+    for one, other in zip(installed, train_without_torch(tmp_path, *commands), strict=True):
+        assert vars(one) == vars(other)
