@@ -18,7 +18,7 @@ def describe(parser: argparse.ArgumentParser, description: str, examples: str = 
 
 def add_overrides(parser: argparse.ArgumentParser, help: str) -> None:
     """Arguments key=value, in `options.overrides`."""
-    parser.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help=help)
+    parser.add_argument("overrides", nargs="*", default=[], metavar="KEY=VALUE", help=help)
 
 
 def add_run(parser: argparse.ArgumentParser) -> None:
