@@ -93,6 +93,7 @@ def test_curve_figure_and_suggestion(find_lr, capsys):
     assert f"{folder}/curve.png" in out
 
 
+@pytest.mark.slow
 def test_same_command_same_curve_in_a_folder_of_its_own(find_lr):
     first, second = (find_lr(1e-4, 1, 20) for _ in range(2))
     assert first != second

@@ -176,6 +176,7 @@ def test_killed_and_continued_it_is_the_undisturbed_search(undisturbed, tmp_path
     assert bench.trial_starts() == once | again | {"trial=0008": 1}
 
 
+@pytest.mark.slow
 def test_a_trial_that_was_asked_for_and_not_begun_is_begun(tmp_path):
     bench = SearchSandbox(tmp_path)
     assert bench.run(LR, "hydra.sweeper.n_trials=1").returncode == 0
@@ -194,6 +195,7 @@ def test_a_figure_that_is_no_number_fails_the_trial(tmp_path):
     assert "result.json has no figure for val/acc" in done.stdout
 
 
+@pytest.mark.slow
 def test_several_objectives_end_in_a_frontier(tmp_path):
     bench = SearchSandbox(tmp_path)
     done = bench.run(

@@ -14,6 +14,7 @@ from urllib.parse import quote
 from jinja2 import Environment, StrictUndefined
 from jinja2.filters import do_mark_safe
 
+from resnet_lab import charts
 from resnet_lab.config.errors import UserError
 from resnet_lab.report import plots
 from resnet_lab.report.plots import Picture, quantity, setting_names
@@ -100,12 +101,13 @@ def compose(studies: Sequence[Study], folder: Path) -> Page:
 def _part(study: Study, folder: Path, number: int) -> dict[str, Any]:
     """Everything on the runs of one data set."""
     rows = summarise(study)
+    charts.fonts("".join(value for values in study.values.values() for value in values))
     style = plots.assign_styles(study, rows)
     names = setting_names(study, rows)
     numbered = any(name == "S1" for name in names.values())
     grid = study.search is None  # trials of a search share few values: there are no pairs
     found = effects(study) if grid else []
-    charts: dict[str, Sequence[Picture | None]] = {
+    drawn: dict[str, Sequence[Picture | None]] = {
         "settings": [plots.settings_chart(study, rows)],
         "effects": [plots.effects_chart(study, found[: plots.MOST_ROWS])],
         "importance": _importance(study) if grid else [],
@@ -116,7 +118,7 @@ def _part(study: Study, folder: Path, number: int) -> dict[str, Any]:
     prefix = f"{number + 1}-" if number else ""
     pictures = {
         key: [Picture(prefix + p.file, p.alt, p.figure) for p in group if p is not None]
-        for key, group in charts.items()
+        for key, group in drawn.items()
     }
     shown, sentences = shown_settings(rows, MOST_SETTINGS)
     if not study.finished:

@@ -15,7 +15,6 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.colors import Colormap, LinearSegmentedColormap, Normalize
 from matplotlib.figure import Figure
-from matplotlib.font_manager import get_font_names
 from matplotlib.ticker import FuncFormatter, MaxNLocator
 
 from resnet_lab import charts
@@ -85,9 +84,7 @@ def _for_page(svg: str) -> str:
 
 @contextmanager
 def styled(**more: str) -> Iterator[None]:
-    installed = set(get_font_names())
-    fonts = ["DejaVu Sans", *(font for font in charts.FONTS if font in installed)]
-    look: Any = {**STYLE, "font.family": fonts, **more}
+    look: Any = {**STYLE, "font.family": charts.fonts(), **more}
     with matplotlib.rc_context(look):
         yield
 
