@@ -26,6 +26,15 @@ def sandbox(tmp_path: Path, cluster: FakeSlurm) -> Sandbox:
     return made
 
 
+def kill_with_two_pending(sandbox: Sandbox, cluster: FakeSlurm) -> None:
+    """Start a sweep of two jobs, and kill it while SLURM holds both."""
+    cluster.set("hold")
+    sweep = sandbox.start("seed=0,1")
+    wait_until(lambda: list(sandbox.states().values()) == ["pending"] * 2)
+    sweep.kill()
+    sweep.communicate(timeout=10)
+
+
 @pytest.mark.parametrize(
     ("devices", "on_cpu", "resources", "options"),
     [
@@ -94,11 +103,7 @@ def test_a_job_that_the_cluster_refuses_is_one_sentence(sandbox, cluster):
 
 
 def test_a_killed_sweep_leaves_its_jobs_and_the_next_adopts_them(sandbox, cluster):
-    cluster.set("hold")
-    sweep = sandbox.start("seed=0,1")
-    wait_until(lambda: list(sandbox.states().values()) == ["pending"] * 2)
-    sweep.kill()
-    sweep.communicate(timeout=10)
+    kill_with_two_pending(sandbox, cluster)
     cluster.set("down")
     asked = (cluster.folder / "squeue.log").read_text()
     again = sandbox.start("seed=0,1", "hydra.launcher.poll_seconds=1")
@@ -114,11 +119,7 @@ def test_a_killed_sweep_leaves_its_jobs_and_the_next_adopts_them(sandbox, cluste
 
 
 def test_a_cluster_that_does_not_answer_at_restart_gets_no_second_copy(sandbox, cluster):
-    cluster.set("hold")
-    sweep = sandbox.start("seed=0,1")
-    wait_until(lambda: list(sandbox.states().values()) == ["pending"] * 2)
-    sweep.kill()
-    sweep.communicate(timeout=10)
+    kill_with_two_pending(sandbox, cluster)
     cluster.set("down")
     done = sandbox.run("seed=0,1")
     assert done.returncode == 1

@@ -565,6 +565,7 @@ def test_a_killed_sweep_leaves_no_process_and_the_next_goes_on(bench):
     # At once: it waits until the jobs of the first have saved and gone.
     again = bench.start(*jobs, "sweep.jobs=3")
     wait_until(lambda: bench.starts()["how=sleep resumed"] == 1)
+    wait_until(lambda: bench.starts()["how=deaf"] == 2)  # beside it, a moment later
     assert not any(map(alive, processes))
     again.send_signal(signal.SIGTERM)
     again.communicate(timeout=30)

@@ -178,7 +178,7 @@ def sweep_of(folder: RunFolder) -> str | None:
 
 def _ids(folder: RunFolder) -> dict[str, Any]:
     try:
-        ids = read_json(folder.path / "loggers.json")
+        ids = read_json(folder.loggers)
     except (OSError, ValueError):
         return {}
     return ids if isinstance(ids, dict) else {}
@@ -190,7 +190,7 @@ def _read_id(folder: RunFolder, logger: str) -> str | None:
 
 
 def _write_id(folder: RunFolder, logger: str, text: str) -> None:
-    write_json(folder.path / "loggers.json", {**_ids(folder), logger: text})
+    write_json(folder.loggers, {**_ids(folder), logger: text})
 
 
 @contextmanager

@@ -355,8 +355,8 @@ def _links(run: Run, folder: Path) -> list[tuple[str, str]]:
     files = {
         "folder": run.folder,
         "checkpoint": paths.best,
-        "curves": run.folder / "curves.png",
-        "confusion": run.folder / "confusion_matrix.png",
+        "curves": paths.curves,
+        "confusion": paths.confusion,
         "error": paths.error,
     }
     return [

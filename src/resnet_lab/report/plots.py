@@ -84,8 +84,8 @@ def _for_page(svg: str) -> str:
 
 @contextmanager
 def styled(**more: str) -> Iterator[None]:
-    look: Any = {**STYLE, "font.family": charts.fonts(), **more}
-    with matplotlib.rc_context(look):
+    settings: Any = {**STYLE, "font.family": charts.fonts(), **more}
+    with matplotlib.rc_context(settings):
         yield
 
 
@@ -120,9 +120,12 @@ def setting_names(study: Study, rows: Sequence[Summary]) -> dict[Setting, str]:
 
 
 def named(study: Study, keys: Iterable[str], values: Iterable[str]) -> str:
-    """The values of some keys; a "$" would begin a formula in a picture."""
-    pairs = (f"{study.short(k)}={v}" for k, v in zip(keys, values, strict=True))
-    return ", ".join(pairs).replace("$", "S")
+    return ", ".join(f"{study.short(k)}={v}" for k, v in zip(keys, values, strict=True))
+
+
+def _plain(text: str) -> str:
+    """For a picture, where a "$" would begin a formula."""
+    return text.replace("$", r"\$")
 
 
 def assign_styles(study: Study, rows: Sequence[Summary]) -> ChartStyle:
@@ -147,14 +150,17 @@ def assign_styles(study: Study, rows: Sequence[Summary]) -> ChartStyle:
     hue = dict(zip(values[key], PALETTE, strict=False))
     shape = dict(zip(rests, MARKERS, strict=False))
     rest = {setting: setting[:index] + setting[index + 1 :] for setting in settings}
-    legend = [(f"{study.short(key)}={value}", colour, "o") for value, colour in hue.items()]
+    legend = [(_plain(f"{study.short(key)}={v}"), colour, "o") for v, colour in hue.items()]
     if others:
-        legend += [(named(study, others, part), MUTED, mark) for part, mark in shape.items()]
+        legend += [(_plain(named(study, others, part)), MUTED, m) for part, m in shape.items()]
     return ChartStyle(
         {setting: hue[setting[index]] for setting in settings},
         {setting: shape[rest[setting]] for setting in settings},
-        {setting: f"{study.short(key)}={setting[index]}" for setting in settings},
-        [(named(study, others, part), [s for s in settings if rest[s] == part]) for part in rests],
+        {setting: _plain(f"{study.short(key)}={setting[index]}") for setting in settings},
+        [
+            (_plain(named(study, others, part)), [s for s in settings if rest[s] == part])
+            for part in rests
+        ],
         legend,
         "",
     )
@@ -163,6 +169,7 @@ def assign_styles(study: Study, rows: Sequence[Summary]) -> ChartStyle:
 def _style_of_the_best(rows: Sequence[Summary], names: dict[Setting, str]) -> ChartStyle:
     scored = [row for row in rows if row.val.n] or list(rows)
     ranked = sorted(scored, key=lambda row: -row.val.mean)
+    names = {setting: _plain(name) for setting, name in names.items()}
     drawn = [row.setting for row in ranked[: len(PALETTE)]]
     colours = {row.setting: MUTED for row in rows} | dict(zip(drawn, PALETTE, strict=False))
     left_out = (
@@ -237,7 +244,7 @@ def _forest(
                     axes.plot([of.low, of.high], [at, at], color=colour, linewidth=1.4)
                 axes.plot(of.mean, at, marker="|", ms=9, mew=2, color=colour)
         axes.set_ylim(len(rows) - 0.45, -0.55)
-        axes.set_yticks(range(len(rows)), [row.label for row in rows])
+        axes.set_yticks(range(len(rows)), [_plain(row.label) for row in rows])
         axes.grid(axis="y", visible=False)
         axes.tick_params(axis="y", length=0)
         axes.set_xlabel(label)
@@ -479,7 +486,7 @@ def parallel_chart(study: Study, value: str, label: str, scale: float) -> Pictur
             axes.axvline(x, color=MUTED, lw=1)
             for y, text in ticks:
                 axes.annotate(
-                    charts.shortened(text, 18).replace("$", "S"),
+                    _plain(charts.shortened(text, 18)),
                     (x, y),
                     (4, 0),
                     textcoords="offset points",

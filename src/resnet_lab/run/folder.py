@@ -50,10 +50,14 @@ class RunFolder:
         self.last = self.checkpoints / "last.ckpt"
         self.previous = self.checkpoints / "previous.ckpt"  # the last.ckpt before
         self.board = self.path / "tensorboard"
+        self.curves = self.path / "curves.png"
+        self.confusion = self.path / "confusion_matrix.png"
+        self.loggers = self.path / "loggers.json"  # the run's ids at servers
         # Of a job of a sweep:
         self.job = self.path / "sweep_job.json"
         self.console = self.path / "console.log"
         self.error = self.path / "error.txt"
+        self.slurm_job = self.path / "slurm_job"  # its number at SLURM
 
     def __str__(self) -> str:
         return str(self.path)

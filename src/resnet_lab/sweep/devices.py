@@ -172,6 +172,7 @@ class Devices:
     def started(self, name: str, process: int) -> None:
         """A job's process has come to life."""
         self._processes[name] = process
+        self._trained.discard(name)  # a further attempt
 
     def trained(self, name: str) -> None:
         """A job has trained an epoch."""

@@ -56,6 +56,7 @@ class Local:
         self._environment: dict[str, str] = {}
         self._groups: dict[str, int] = {}  # job -> its process group
         self._since: dict[str, float] = {}  # job -> when its process came to life
+        self._born: dict[str, float] = {}  # the same by the clock of files
         self._running: dict[str, Job] = {}  # requested, and not gone
         self._unread = b""
         self._ready = False
@@ -163,7 +164,7 @@ class Local:
         assert self._server.stdout is not None
         self.devices.measure()
         for name, job in self._running.items():
-            if RunFolder(job.folder).metrics.exists():
+            if _written(job) > self._born.get(name, float("inf")):
                 self.devices.trained(name)
         if self.lost or not self._selector.select(timeout):
             return []
@@ -179,7 +180,7 @@ class Local:
             name = answer["job"]
             if "pid" in answer:
                 self._groups[name] = answer["pid"]
-                self._since[name] = time.monotonic()
+                self._since[name], self._born[name] = time.monotonic(), time.time()
                 self.devices.started(name, answer["pid"])
                 if self._signal is not None:  # while this one was being started
                     self.signal(self._signal)
@@ -191,6 +192,7 @@ class Local:
     def _gone(self, name: str, status: int) -> Ended:
         now = time.monotonic()
         del self._running[name]
+        self._born.pop(name, None)
         self.devices.give(name)
         return Ended(name, status, now - self._since.pop(name, now))
 
@@ -211,3 +213,11 @@ class Local:
         for group in self._groups.values():
             with contextlib.suppress(ProcessLookupError, PermissionError):
                 os.killpg(group, number)
+
+
+def _written(job: Job) -> float:
+    """When a job has last noted an epoch, also in an earlier attempt; 0: never."""
+    try:
+        return RunFolder(job.folder).metrics.stat().st_mtime
+    except OSError:
+        return 0.0

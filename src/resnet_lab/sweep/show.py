@@ -139,8 +139,9 @@ class Display:
         known = [seconds for seconds in left if seconds is not None]
         if not known or len(known) < len(left):
             return text
-        n_done = sum(record.state.done for record in self.records)
-        n_waiting = self.total() - n_done - len(running)
+        over = (State.FAILED, State.INTERRUPTED)
+        n_over = sum(record.state.done or record.state in over for record in self.records)
+        n_waiting = self.total() - n_over - len(running)
         each = [
             time.time() - self._starts[r.name][0] + s for r, s in zip(running, known, strict=True)
         ]

@@ -22,7 +22,6 @@ from resnet_lab.sweep.executor import Ended
 from resnet_lab.sweep.job import Job
 from resnet_lab.sweep.local import RANKS, RENDEZVOUS
 
-NUMBER = "slurm_job"  # the file in a job's folder that holds its number at SLURM
 OVER = (
     *("BOOT_FAIL", "CANCELLED", "COMPLETED", "DEADLINE", "FAILED", "NODE_FAIL"),
     *("OUT_OF_MEMORY", "PREEMPTED", "REVOKED", "TIMEOUT"),
@@ -106,7 +105,7 @@ class Slurm:
         """Every job may be asked for; whether there is such a machine only the cluster knows."""
 
     def find_running(self, folder: Path) -> None:
-        if not any(folder.glob(f"*/{NUMBER}")):
+        if not any(RunFolder(job).slurm_job.exists() for job in folder.iterdir()):
             return
         for attempt in range(ASKS_AT_RESTART):
             if attempt:
@@ -123,7 +122,7 @@ class Slurm:
         )
 
     def adopt(self, job: Job) -> bool:
-        path = job.folder / NUMBER
+        path = RunFolder(job.folder).slurm_job
         number = path.read_text() if self._earlier and path.exists() else ""
         if self._earlier.pop(number, "COMPLETED") in OVER:
             return False
@@ -167,7 +166,7 @@ class Slurm:
             return False
         self._refusal = ""
         number = done.stdout.strip().partition(";")[0]  # behind it the name of the cluster
-        write_text(job.folder / NUMBER, number)
+        write_text(RunFolder(job.folder).slurm_job, number)
         self._numbers[job.name] = number
         self._pending.add(job.name)
         return True
