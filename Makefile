@@ -17,7 +17,8 @@ help: ## Show this list
 
 install: $(READY) ## Create .venv and install everything, at the versions of constraints.txt
 
-# uv where it is (or can be had from pip), else pip alone.
+# uv where it is (or can be had from pip), else pip alone. Where Python may not keep its bytecode
+# (containers), it is made here once: else each start compiles torch anew, for ten seconds.
 $(READY): pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
 	  { echo "error: Python 3.11 or newer is needed; name one with PYTHON=/path/to/python3.12"; exit 1; }
@@ -34,6 +35,9 @@ $(READY): pyproject.toml constraints.txt
 	  "$$uv" pip install -q --python $(BIN)/python -c constraints.txt -e '.[dev]'; \
 	else \
 	  $(BIN)/python -m pip install -q -c constraints.txt -e '.[dev]'; \
+	fi; \
+	if [ -n "$$PYTHONDONTWRITEBYTECODE" ]; then \
+	  $(BIN)/python -m compileall -q -j 0 .venv/lib src >.venv/compiled.txt || true; \
 	fi
 	@touch $@
 

@@ -1,14 +1,12 @@
 """Fixtures shared by all rooms."""
 
-import subprocess
-import sys
 import tarfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
-from lab import QUICK, ROOT, composed, train_here
+from lab import CLI, QUICK, ROOT, composed, train_here, without_torch
 from omegaconf import DictConfig
 
 
@@ -65,13 +63,11 @@ def cifar10_jpeg(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def refused() -> Callable[..., str]:
+def refused(tmp_path: Path) -> Callable[..., str]:
     """`refused("summary", "model=resnet2")`: what resnet-lab says of a mistake, without torch."""
-    program = "import sys; sys.modules['torch'] = None; from resnet_lab.cli import main; main()"
 
     def message(*arguments: str) -> str:
-        command = [sys.executable, "-c", program, *arguments]
-        done = subprocess.run(command, capture_output=True, text=True, timeout=60)
+        done = without_torch(tmp_path, *arguments, script=CLI)
         assert done.returncode == 1, done.stderr
         assert done.stderr.startswith("error: ")
         return done.stderr.removeprefix("error: ")

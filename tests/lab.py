@@ -4,6 +4,7 @@ Sweeps of stand-in jobs, `alive` and `wait_until` are in sandbox.py. Nothing her
 before it is needed.
 """
 
+import atexit
 import contextlib
 import csv
 import functools
@@ -33,6 +34,7 @@ from resnet_lab.run.resume import resumed as own_config
 
 ROOT = Path(__file__).resolve().parents[1]
 CONF = ROOT / "conf"
+CLI = "src/resnet_lab/cli.py"  # the script of `resnet-lab`
 
 SMALL_NET = ("model=cifar_resnet", "model.depth=8", "model.width=0.25")
 CPU = ("trainer.accelerator=cpu", "trainer.precision=32")
@@ -159,31 +161,42 @@ def train_here(
     return subprocess.CompletedProcess(overrides, status, out.getvalue(), err.getvalue())
 
 
-def train_without_torch(
-    folder: Path, *commands: list[str], script: str = "train.py"
-) -> list[subprocess.CompletedProcess[str]]:
-    """`python train.py` with each list of overrides, in one process that cannot import torch."""
+@functools.cache
+def _without_torch() -> subprocess.Popen[str]:
+    """A process that can import neither torch nor lightning, and answers commands by the line."""
     program = (
-        "import json, sys; sys.modules['torch'] = None\n"
+        "import json, sys; sys.modules['torch'] = sys.modules['lightning'] = None\n"
         "from pathlib import Path; from lab import train_here\n"
-        "for command in json.loads(sys.argv[2]):\n"
-        "    done = train_here(Path.cwd(), *command, script=sys.argv[1])\n"
-        "    print(json.dumps([done.returncode, done.stdout, done.stderr]))\n"
+        "for line in sys.stdin:\n"
+        "    script, folder, *command = json.loads(line)\n"
+        "    done = train_here(Path(folder), *command, script=script)\n"
+        "    print(json.dumps([done.returncode, done.stdout, done.stderr]), flush=True)\n"
     )
-    done = subprocess.run(
-        [sys.executable, "-c", program, script, json.dumps(commands)],
-        cwd=folder,
-        capture_output=True,
+    server = subprocess.Popen(
+        [sys.executable, "-c", program],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
         text=True,
         env=os.environ | {"PYTHONPATH": str(Path(__file__).parent)},
-        timeout=120,
     )
-    assert done.returncode == 0, done.stderr
-    outcomes = [json.loads(line) for line in done.stdout.splitlines()]
-    return [
-        subprocess.CompletedProcess(command, *outcome)
-        for command, outcome in zip(commands, outcomes, strict=True)
-    ]
+    atexit.register(server.wait)
+    atexit.register(server.stdin.close)
+    return server
+
+
+def without_torch(
+    folder: Path, *arguments: str, script: str = "train.py"
+) -> subprocess.CompletedProcess[str]:
+    """`python train.py ARGUMENTS` in `folder`, where torch and lightning cannot be imported.
+
+    Args:
+        script: another one, such as `CLI`.
+    """
+    server = _without_torch()
+    print(json.dumps([script, str(folder), *arguments]), file=server.stdin, flush=True)
+    answer = server.stdout.readline()
+    assert answer, "the process without torch has died"
+    return subprocess.CompletedProcess(arguments, *json.loads(answer))
 
 
 # What a run leaves

@@ -3,7 +3,7 @@
 import importlib.util
 
 import pytest
-from lab import choices, train_here, train_without_torch
+from lab import choices, train_here, without_torch
 from omegaconf import OmegaConf
 
 from resnet_lab.config.check import check
@@ -85,13 +85,13 @@ SLIPS = {
 
 def test_the_command_line_needs_no_torch_to_name_a_mistake(tmp_path):
     """A sentence of one line, no traceback, and no folder."""
-    commands = [[slip, "hydra.run.dir=run"] for slip in SLIPS]
-    *slips, usage, config = train_without_torch(tmp_path, *commands, ["--help"], ["--cfg", "job"])
-    for done, sentence in zip(slips, SLIPS.values(), strict=True):
+    for slip, sentence in SLIPS.items():
+        done = without_torch(tmp_path, slip, "hydra.run.dir=run")
         assert done.returncode == 1
         assert sentence in done.stderr
         assert len(done.stderr.strip().splitlines()) == 1
     assert list(tmp_path.iterdir()) == []
+    usage, config = without_torch(tmp_path, "--help"), without_torch(tmp_path, "--cfg", "job")
     assert (usage.returncode, config.returncode) == (0, 0)
     assert "resnet20" in usage.stdout
     assert "depth: 20" in config.stdout

@@ -80,7 +80,7 @@ def test_too_short_a_test_is_no_curve():
 
 
 def test_curve_figure_and_suggestion(find_lr, capsys):
-    folder = find_lr(1e-4, 1, 40, "model.width=1")
+    folder = find_lr(1e-4, 1, 40, "model.width=0.5", "data.batch_size=64")
     out = capsys.readouterr().out
     assert folder.name.endswith("-cifar_resnet-digits")
     assert {path.name for path in folder.iterdir()} == {"curve.csv", "curve.png"}

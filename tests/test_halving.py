@@ -14,6 +14,7 @@ from typing import Any
 
 import pytest
 import torch
+from lab import without_torch
 from omegaconf import DictConfig, OmegaConf
 
 from resnet_lab.report.write import report
@@ -331,13 +332,7 @@ def test_jobs_of_different_lengths_are_refused(config):
 def test_a_mistaken_wish_gets_one_sentence_and_leaves_nothing(tmp_path, arguments, sentence):
     if "hydra/sweeper=optuna" in arguments:
         pytest.importorskip("optuna", reason="the extra [optuna] is not installed")
-    done = subprocess.run(
-        [sys.executable, str(ROOT / "train.py"), "-m", "seed=0,1", *TINY, *arguments],
-        cwd=tmp_path,
-        capture_output=True,
-        text=True,
-        timeout=120,
-    )
+    done = without_torch(tmp_path, "-m", "seed=0,1", *TINY, *arguments)
     assert done.returncode == 1
     assert done.stderr.startswith(f"error: {sentence}")
     assert done.stderr.count("\n") == 1

@@ -536,11 +536,10 @@ LOST = r"^a worker that decodes images died or hangs \(.*\); look at the memory 
 @pytest.mark.parametrize(
     "harm",
     [
-        lambda: os.kill(os.getpid(), signal.SIGKILL),
-        lambda: os._exit(3),
-        lambda: time.sleep(600),
+        pytest.param(lambda: os.kill(os.getpid(), signal.SIGKILL), id="killed"),
+        pytest.param(lambda: os._exit(3), id="gone"),
+        pytest.param(lambda: time.sleep(600), id="hanging", marks=pytest.mark.slow),
     ],
-    ids=["killed", "gone", "hanging"],
 )
 def test_a_worker_that_dies_or_hangs_is_one_sentence(
     photos: Path, monkeypatch: pytest.MonkeyPatch, harm: Callable[[], None]

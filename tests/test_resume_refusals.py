@@ -11,8 +11,8 @@ from lab import (
     WITHOUT_PICTURES,
     assert_same,
     train_here,
-    train_without_torch,
     weights,
+    without_torch,
 )
 from lab import resumed_by_command as resumed
 from omegaconf import OmegaConf
@@ -190,9 +190,8 @@ def test_the_command_line_needs_no_torch_to_refuse_a_resume(run_dir):
         ("data.workers=1",): (0, "this run is finished"),
         BEGAN: (0, "this run is finished"),
     }
-    commands = [[f"resume={run_dir}", *overrides] for overrides in expected]
-    outcomes = train_without_torch(run_dir.parent, *commands)
-    for done, (status, said) in zip(outcomes, expected.values(), strict=True):
+    for overrides, (status, said) in expected.items():
+        done = without_torch(run_dir.parent, f"resume={run_dir}", *overrides)
         assert (done.returncode, said in done.stdout + done.stderr) == (status, True), done.stderr
         assert "Traceback" not in done.stderr
     assert sorted(path.name for path in run_dir.parent.iterdir()) == ["run"]

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 from hydra.core.override_parser.overrides_parser import OverridesParser
+from lab import WITHOUT_PICTURES
 from rich.console import Console
 from sandbox import ROOT, Sandbox, alive, copied, wait_until
 
@@ -597,6 +598,7 @@ TINY = (
     "trainer.max_epochs=1",
     "trainer.accelerator=cpu",
     "trainer.precision=32",
+    WITHOUT_PICTURES,
 )
 
 

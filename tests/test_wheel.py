@@ -10,7 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from lab import QUICK, ROOT, read_csv, read_result, train_without_torch
+from lab import QUICK, ROOT, read_csv, read_result, without_torch
 
 TINY = (*QUICK, "data.train_size=128", "trainer.max_epochs=1")
 ENVIRONMENT = {k: v for k, v in os.environ.items() if k != "PYTHONPATH"} | {
@@ -111,13 +111,14 @@ def test_a_config_of_the_users_own_comes_from_a_folder(lab: Lab, tmp_path: Path)
 
 
 def test_resnet_lab_train_is_train_py(tmp_path: Path):
-    """Both in a process for all these commands, which cannot import torch."""
+    """Both in a process that cannot import torch."""
     commands = [["--help"], ["--cfg", "job", "seed=3"], ["modle=resnet20"]]
     commands.append(["-m", "seed=[", "--info", "x"])
     (tmp_path / "installed.py").write_text(
         "import sys; from resnet_lab.cli import main; main(['train', *sys.argv[1:]])"
     )
-    installed = train_without_torch(tmp_path, *commands, script=str(tmp_path / "installed.py"))
+    script = str(tmp_path / "installed.py")
+    installed = [without_torch(tmp_path, *command, script=script) for command in commands]
     assert [done.returncode for done in installed] == [0, 0, 1, 2]
-    for one, other in zip(installed, train_without_torch(tmp_path, *commands), strict=True):
-        assert vars(one) == vars(other)
+    for command, done in zip(commands, installed, strict=True):
+        assert vars(done) == vars(without_torch(tmp_path, *command))

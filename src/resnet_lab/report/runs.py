@@ -4,6 +4,7 @@ import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
+from functools import cached_property
 from math import isfinite
 from pathlib import Path
 from typing import Any
@@ -22,11 +23,13 @@ UNKNOWN = "?"  # the value of a key that a run does not tell; equal to no other
 FINISHED = (State.FINISHED, "fast_dev_run")
 DEEPEST = 3  # folders below a path in which runs are looked for
 
-# Keys that cannot change the outcome of a run are no factors.
+# Keys that say where a run lies and how it is started.
+PLACES = ("hydra", "sweep", "run_dir", "resume", "trust", "reference")
+# Keys that cannot change the outcome of a run are no factors, nor what lies below them.
 NO_FACTORS = (
-    *("hydra", "sweep", "run_dir", "resume", "trust", "reference", "logger", "compile", "data"),
+    *(*PLACES, "logger", "compile"),
     *("data.root", "data.cache_dir", "data.workers", "data.worker_timeout", "data.memory_limit"),
-    *("data.check", "data.on_bad_image", "data.source", "experiment/hydra", "trainer.logger"),
+    *("data.check", "data.on_bad_image", "data.source"),
     *("trainer.enable_progress_bar", "trainer.enable_model_summary", "trainer.log_every_n_steps"),
     *("trainer.enable_checkpointing", "trainer.profiler", "trainer.accelerator"),
 )
@@ -59,6 +62,12 @@ class Run:
     settings: dict[str, str] = field(default_factory=dict)
     result: dict[str, Any] = field(default_factory=dict)
     sweep: Path | None = None
+
+    @cached_property
+    def config(self) -> dict[str, Any]:
+        """What config.yaml holds; nothing where it is missing or damaged."""
+        config = _yaml(RunFolder(self.folder).config)
+        return config if isinstance(config, dict) else {}
 
 
 @dataclass
@@ -214,8 +223,7 @@ def _by_data(runs: Sequence[Run]) -> dict[str, list[Run]]:
 def _data_key(run: Run) -> tuple[Any, ...]:
     result, typed = run.result, run.settings.get("data.root")
     if typed is None:
-        config = _yaml(RunFolder(run.folder).config)
-        data = config.get("data") if isinstance(config, dict) else None
+        data = run.config.get("data")
         typed = data.get("root") if isinstance(data, dict) else None
     names = result.get("class_names")
     counts = (result.get(f"n_{split}") or None for split in ("val", "test"))
@@ -346,9 +354,9 @@ def _figures_checked(result: Any) -> dict[str, Any]:
 
 def _reason(run: Run, job: dict[str, Any]) -> str:
     """Why this run has no final figures; nothing for one that has."""
-    if run.state == "finished":
+    if run.state == State.FINISHED:
         return ""
-    if run.state == "pruned":
+    if run.state == State.PRUNED:
         if job.get("error"):  # by halving, which says where
             return _one_line(job["error"])
         rows = epochs(run.folder)[0]
@@ -364,7 +372,7 @@ def _reason(run: Run, job: dict[str, Any]) -> str:
     said = _one_line(job.get("error") or run.result.get("error") or "")
     done = max(epochs(run.folder)[0], default=0)
     progress = f"{_epochs(done)} done"
-    if run.state == "running":
+    if run.state == State.RUNNING:
         return f"{progress}, {_last_written(run.folder)}"
     return f"{said or 'no reason is recorded'} ({progress})"
 
@@ -476,7 +484,7 @@ def _varied(runs: list[Run]) -> list[str]:
 
 def _is_factor(key: str) -> bool:
     parts = re.split(r"[./]", key)
-    above = {".".join(parts[:n]) for n in range(1, len(parts) + 1)} - {"data"}
+    above = {".".join(parts[:n]) for n in range(1, len(parts) + 1)}
     if key == "data" or above & set(NO_FACTORS):
         return False
     return not (parts[0] == "callbacks" and len(parts) > 1 and parts[1] in WATCHING)
@@ -501,15 +509,16 @@ def _natural(value: str) -> list[tuple[int, float, str]]:
 
 def _configured(run: Run) -> dict[str, str]:
     """Every group choice and config key of a run, but for where things lie."""
-    config = _yaml(RunFolder(run.folder).config)
-    if not isinstance(config, dict):
+    if not run.config:
         return {}
-    place = str(config.get("run_dir", run.folder))
+    place = str(run.config.get("run_dir", run.folder))
     choices: dict[str, Any] = {
         key: run.result[key] for key in ("model", "data") if key in run.result
     }
     choices |= _choices(run.folder / ".hydra" / "hydra.yaml")
-    flat = {key: value for key, value in _flat(config) if place not in value and not _is_place(key)}
+    flat = {
+        key: value for key, value in _flat(run.config) if place not in value and not _is_place(key)
+    }
     return {key: str(value) for key, value in choices.items()} | flat
 
 
@@ -524,7 +533,7 @@ def _choices(path: Path) -> dict[str, Any]:
 
 
 def _is_place(key: str) -> bool:
-    return key.split(".")[0] in ("hydra", "sweep", "run_dir", "resume", "trust", "reference")
+    return key.split(".")[0] in PLACES
 
 
 def _flat(node: Any, key: str = "") -> Iterable[tuple[str, str]]:
