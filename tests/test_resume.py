@@ -136,7 +136,7 @@ KINDS = {
 # ---------------------------------------------------------------------- in the default suite
 
 
-@pytest.mark.parametrize("kind", slow_except(("plain", "callbacks"), KINDS))
+@pytest.mark.parametrize("kind", slow_except(("callbacks",), KINDS))
 def test_a_chain_of_stops_changes_nothing(kind, whole, config, tmp_path):
     """Stopped four times: in an epoch, at its last batch, in validation, at the batch after."""
     expected = whole(*KINDS[kind])

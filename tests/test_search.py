@@ -149,7 +149,8 @@ def test_a_trials_folder_has_its_number_and_values(undisturbed):
         assert told["config"]["optimizer"]["lr"] == rate
 
 
-@pytest.mark.parametrize("at_the_end", [pytest.param("finish", marks=pytest.mark.slow), "save"])
+@pytest.mark.slow
+@pytest.mark.parametrize("at_the_end", ["finish", "save"])
 def test_killed_and_continued_it_is_the_undisturbed_search(undisturbed, tmp_path, at_the_end):
     bench = SearchSandbox(tmp_path)
     wishes = (*SPACE, *EIGHT)
