@@ -1,7 +1,8 @@
 """Fixtures shared by all rooms."""
 
+import subprocess
 import tarfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -48,6 +49,25 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
     done = train_here(folder, *QUICK, "callbacks=[default]", "hydra.run.dir=run")
     assert done.returncode == 0, done.stderr
     return folder / "run"
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Callable[[int], Path]]:
+    """`small_disk(300)`: an empty folder with room for so many KiB; needs root."""
+    mounted: list[Path] = []
+
+    def mount(kib: int) -> Path:
+        folder = tmp_path / f"disk{len(mounted)}"
+        folder.mkdir()
+        command = ["mount", "-t", "tmpfs", "-o", f"size={kib}k", "tmpfs", str(folder)]
+        if subprocess.run(command, capture_output=True).returncode:
+            pytest.skip("a small disk can be mounted by root alone")
+        mounted.append(folder)
+        return folder
+
+    yield mount
+    for folder in mounted:
+        subprocess.run(["umount", "-l", str(folder)], check=True)
 
 
 @pytest.fixture(scope="session")

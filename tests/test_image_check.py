@@ -316,6 +316,32 @@ def as_nobody() -> Iterator[Path]:
             os.setresuid(0, 0, 0)
 
 
+def test_a_cache_of_somebody_else_is_used_or_refused_in_a_sentence(as_nobody: Path) -> None:
+    root, cache = as_nobody / "photos", as_nobody / "cache"
+    for split in ("train", "test"):
+        for name in ("ant", "cat"):
+            (root / split / name).mkdir(parents=True)
+            for i in range(3):
+                noise().save(root / split / name / f"{i}.png")
+    (root / "train" / "cat" / "3.png").write_bytes(b"torn")
+    before = np.array(inspect(root, "skip").source.images("train", 24))
+    folders = [cache, *(path for path in cache.iterdir() if path.is_dir())]
+    for folder in folders:
+        folder.chmod(0o500)
+    np.testing.assert_array_equal(inspect(root, "skip").source.images("train", 24), before)
+    next(cache.glob("imagefolder-findings-*")).chmod(0o400)
+    assert len(inspect(root, "skip").messages) == 1
+    for allowed in (0o000, 0o500):  # the whole cache, or its entries
+        for folder in folders[1:]:
+            folder.chmod(0o000)
+        cache.chmod(allowed)
+        with pytest.raises(UserError, match=r"cannot write the image cache .*Permission denied"):
+            inspect(root, "skip")
+        cache.chmod(0o700)
+    for folder in folders:
+        folder.chmod(0o700)
+
+
 def test_files_and_folders_that_may_not_be_read_are_named(as_nobody: Path) -> None:
     root = as_nobody / "photos"
     for split in ("train", "test"):

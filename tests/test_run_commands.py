@@ -12,10 +12,11 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from lab import CLI, CPU, SMALL_NET, composed, read_csv, read_result, without_torch
+from lab import CLI, CPU, QUICK, SMALL_NET, composed, read_csv, read_result, without_torch
 from omegaconf import OmegaConf
 from PIL import Image
 
+from resnet_lab.classifier import Classifier
 from resnet_lab.cli import FOLDER, main
 from resnet_lab.commands import export, predict
 from resnet_lab.data.decode import fit
@@ -122,6 +123,49 @@ def test_evaluate_finds_what_training_found(run_dir, digits, probabilities, caps
     screen = capsys.readouterr().out
     assert f"{result['test/acc']:.4f}" in screen
     assert f"{written['flip']['acc']:.4f}" in screen
+
+
+@pytest.mark.parametrize(
+    "wish",
+    [
+        ["callbacks.best.save_top_k=3"],
+        ["callbacks.best.filename=mine"],
+        ["callbacks.best.monitor=val/loss", "callbacks.best.mode=min", "trainer.max_epochs=6"],
+        ["trainer.val_check_interval=0.5", "callbacks.best.save_top_k=-1"],
+        ["callbacks=[nan_guard,epoch_log]"],  # without any checkpoint: the last weights
+    ],
+)
+def test_what_is_tested_and_evaluated_is_what_the_monitor_chose(
+    wish, tmp_path, shared_cache, monkeypatch
+):
+    seen = []
+    close = Classifier.on_validation_epoch_end
+
+    def spy(self):
+        close(self)
+        if not self.trainer.sanity_checking:
+            figures = self.trainer.callback_metrics
+            seen.append((float(figures["val/acc"]), float(figures["val/loss"])))
+
+    monkeypatch.setattr(Classifier, "on_validation_epoch_end", spy)
+    run = tmp_path / "run"
+    # A rate at which the figures go up and down.
+    quick = (*QUICK, "trainer.max_epochs=8", "optimizer.lr=0.5", "scheduler=constant")
+    folders = (f"run_dir={run}", f"data.cache_dir={shared_cache}")
+    result = training.train(composed(*quick, *folders, *wish))
+    if "monitor" in wish[0]:
+        best = min(seen, key=lambda figures: figures[1])
+    elif "best" in str(wish):
+        best = max(seen, key=lambda figures: figures[0])
+    else:
+        best = seen[-1]
+    assert (result["val/acc"], result["val/loss"]) == best
+    assert len(set(seen)) > 1
+    if "best" in str(wish):
+        assert seen[-1] != best  # else this test shows nothing
+        for split in ("val", "test"):
+            written, _ = evaluated(run, "--split", split)
+            assert written["acc"] == result[f"{split}/acc"]
 
 
 def test_evaluate_scores_other_splits_and_never_overwrites(run_dir):
@@ -544,6 +588,7 @@ def test_ctrl_c_and_a_closed_pipe_end_quietly(monkeypatch):
     monkeypatch.setattr("resnet_lab.commands.report.run", interrupted)
     assert main(["report", "nowhere"]) == 130
     program = """
+from resnet_lab.classifier import Classifier
 from resnet_lab.cli import FOLDER, main
 from resnet_lab.commands import report
 report.run = lambda options: print("x" * 1_000_000)

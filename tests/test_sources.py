@@ -2,8 +2,12 @@
 
 import hashlib
 import io
+import json
+import logging
 import os
 import pickle
+import re
+import shutil
 import struct
 import subprocess
 import sys
@@ -11,6 +15,7 @@ import tarfile
 import urllib.error
 import warnings
 import zlib
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +25,7 @@ from PIL import Image
 
 from resnet_lab.config.errors import UserError
 from resnet_lab.data.cache import cached
+from resnet_lab.data.datamodule import ImageDataModule
 from resnet_lab.data.decode import fit, random_resized_crop, to_rgb
 from resnet_lab.data.sources import CIFAR10, CIFAR100, Digits, ImageFolder
 from resnet_lab.data.sources.protocol import Make
@@ -322,6 +328,102 @@ def test_images_are_decoded_once_and_again_when_a_file_changes(
     path.rename(path.with_name("renamed.png"))
     open_folder(folder).images("train", 8)
     assert len(reads) == 5
+
+
+def test_a_file_replaced_or_changed_in_place_with_its_time_kept_is_seen(folder: Path) -> None:
+    """As `rsync -t`, `cp -p` and a restored backup leave it."""
+    path = folder / "train" / "cat" / "001.png"
+    before = np.array(open_folder(folder).images("train", 8))
+
+    def write(shade: int, path: Path) -> None:
+        """A picture of the same size in bytes, whatever its shade."""
+        Image.new("RGB", (8, 8), (shade, shade, shade)).save(path, compress_level=0)
+        os.utime(path, ns=(0, 10**18))
+
+    write(10, path)
+    size = path.stat().st_size
+    first = np.array(open_folder(folder).images("train", 8))
+    write(20, path)  # in place
+    second = np.array(open_folder(folder).images("train", 8))
+    other = folder.parent / "other.png"
+    write(30, other)
+    os.replace(other, path)
+    third = np.array(open_folder(folder).images("train", 8))
+    assert path.stat().st_size == size
+    assert [a[3, 0, 0, 0] for a in (first, second, third)] == [10, 20, 30]
+    for images in (first, second, third):
+        assert (images[[0, 1, 2, 4]] == before[[0, 1, 2, 4]]).all()
+
+
+def test_two_folders_of_equal_names_sizes_and_times_share_nothing(folder: Path) -> None:
+    """Not even where their files are hard links of one another, or moved after one another."""
+    images = {}
+    other = folder.parent / "other"
+    for shade in (10, 20):
+        shutil.rmtree(other, ignore_errors=True)
+        shutil.copytree(folder, other)
+        for path in other.rglob("*.png"):
+            Image.new("RGB", (8, 8), (shade, shade, shade)).save(path, compress_level=0)
+            os.utime(path, ns=(0, 10**18))
+        root = folder.parent / f"set{shade}"
+        other.rename(root)
+        images[shade] = np.array(
+            ImageFolder(str(root), str(folder.parent / "cache")).images("train", 8)
+        )
+    assert (images[10] == 10).all()
+    assert (images[20] == 20).all()
+
+
+@pytest.mark.parametrize("harm", ["labels", "classes", "pixels", "flipped bit", "no checksums"])
+def test_what_is_not_as_it_was_written_is_made_anew_with_a_line(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, harm: str
+) -> None:
+    cache = tmp_path / "cache"
+    images, labels = Digits(str(cache)).images("train", 32), Digits(str(cache)).labels("train")
+    images, labels = np.array(images), np.array(labels)
+    (entry,) = cache.glob("digits-train-*/")
+    if harm == "labels":
+        np.save(entry / "labels.npy", np.roll(labels, 1))
+    elif harm == "classes":
+        names = json.loads((entry / "classes.json").read_text())
+        (entry / "classes.json").write_text(json.dumps(names[::-1]))
+    elif harm == "pixels":
+        np.save(entry / "images.npy", np.zeros_like(images))
+    elif harm == "flipped bit":
+        content = bytearray((entry / "images.npy").read_bytes())
+        content[-5] ^= 1
+        (entry / "images.npy").write_bytes(content)
+    else:
+        (entry / "checksums.json").unlink()
+    with caplog.at_level(logging.WARNING):
+        again = Digits(str(cache))
+        np.testing.assert_array_equal(again.images("train", 32), images)
+    np.testing.assert_array_equal(again.labels("train"), labels)
+    assert again.class_names == [str(digit) for digit in range(10)]
+    (line,) = [record.getMessage() for record in caplog.records]
+    assert re.search(r"digits-train-\w+ is damaged \(.*\) and is made anew", line)
+
+
+def test_null_statistics_are_computed_anew(tmp_path: Path) -> None:
+    def statistics() -> list[float]:
+        data = ImageDataModule(source=Digits(str(tmp_path)), cache_dir=str(tmp_path))
+        data.setup("fit")
+        return data.mean
+
+    mean = statistics()
+    (path,) = tmp_path.glob("statistics-*/value.json")
+    path.write_text("[null, null]")
+    assert statistics() == mean
+
+
+@pytest.mark.parametrize("kib", [8, 40, 80])
+def test_a_disk_too_small_for_the_cache_is_one_sentence_and_nothing_is_left(
+    folder: Path, small_disk: Callable[[int], Path], kib: int
+) -> None:
+    cache = small_disk(kib) / "cache"
+    with pytest.raises(UserError, match=r"cannot write the image cache .*No space left"):
+        ImageFolder(str(folder), str(cache)).images("train", 200)  # 600 KB
+    assert not [path for path in cache.iterdir() if path.is_dir()]
 
 
 @pytest.mark.parametrize("harm", ["truncate", "empty", "foreign", "remove"])

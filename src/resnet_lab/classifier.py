@@ -120,6 +120,8 @@ class Classifier(LightningModule):
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         with self.train_tally.sync_context(should_sync=self.trainer.world_size > 1):
             checkpoint["train_tally"] = self.train_tally.sums()
+        figures = self.trainer.callback_metrics.items()  # of the validation just done
+        checkpoint["validation"] = {k: float(v) for k, v in figures if k.startswith("val/")}
         checkpoint["counted"] = {split: tally.counted for split, tally in self.tallies.items()}
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:

@@ -21,15 +21,22 @@ class LearningCurves(Callback):
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         metrics = self.run_dir / "metrics.csv"
         if metrics.exists():
-            publish(trainer, self.run_dir / "curves.png", lambda: draw(read_rows(metrics)))
+            chosen = getattr(trainer.checkpoint_callback, "monitor", None) or "val/acc"
+            by = chosen if chosen in ("val/acc", "val/loss") else "val/acc"
+            publish(trainer, self.run_dir / "curves.png", lambda: draw(read_rows(metrics), by))
 
 
-def draw(rows: Sequence[Mapping[str, str]]) -> Figure:
-    """The curves of `rows`, as metrics.csv has them: a row an epoch."""
+def draw(rows: Sequence[Mapping[str, str]], by: str = "val/acc") -> Figure:
+    """The curves of `rows`, as metrics.csv has them: a row an epoch.
+
+    Args:
+        by: what chooses the best epoch, val/acc or val/loss.
+    """
     figure = Figure(figsize=(9, 3.6), layout="constrained")
     left, right = figure.subplots(1, 2)
     validated = [row for row in rows if row["val/acc"]]
-    best = max(validated, key=lambda row: float(row["val/acc"]), default=None)
+    sign = 1 if by == "val/acc" else -1
+    best = max(validated, key=lambda row: sign * float(row[by]), default=None)
     for axes, name, scale in ((left, "loss", 1), (right, "acc", 100)):
         for split, known, label, colour in (
             ("train", rows, "training", PALETTE[0]),

@@ -28,7 +28,7 @@ def add_run(parser: argparse.ArgumentParser) -> None:
         "--checkpoint",
         type=Path,
         metavar="FILE",
-        help="other weights of this run (its best: RUN_DIR/checkpoints/best.ckpt)",
+        help="other weights of this run (default: its best)",
     )
     parser.add_argument(
         "--trust",

@@ -6,6 +6,7 @@ import logging
 import os
 import shutil
 import sys
+import zlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
@@ -21,8 +22,10 @@ from resnet_lab.files import create_cache_folder, printable, read_json
 
 log = logging.getLogger(__name__)
 
-CACHE_FORMAT = 2  # part of every key: raise it when the same files are to give other pixels
+CACHE_FORMAT = 3  # part of every key: raise it when the same files are to give other pixels
 CHUNK = 64  # images that a thread decodes before it reports
+CHECKSUMS = "checksums.json"  # in each entry: name -> checksum
+BLOCK = 2**24  # bytes that are read at a time
 DAMAGED = (OSError, ValueError, EOFError)  # what reading an absent or broken file raises
 
 T = TypeVar("T")
@@ -41,6 +44,8 @@ def entry(cache_dir: str, name: str, key: str) -> Path:
 def cached(folder: Path, write: Callable[[Path], None], read: Callable[[Path], T]) -> T:
     """What `read` finds in `folder`, which `write` fills first where it is absent or damaged.
 
+    An entry has a checksum of each of its files; a damaged one is made anew, with a line on it.
+
     Any number of processes may ask at once: one writes, the others wait. The folder appears whole
     or not at all, since it is filled under another name and then renamed.
 
@@ -52,18 +57,28 @@ def cached(folder: Path, write: Callable[[Path], None], read: Callable[[Path], T
     Raises:
         UserError: the folder cannot be written.
     """
-    with suppress(*DAMAGED):
+
+    def checked() -> T:
+        _check(folder)
         return read(folder)
+
+    try:
+        return checked()
+    except DAMAGED as error:
+        if os.path.exists(folder) and os.access(folder, os.R_OK | os.X_OK):
+            log.warning("%s is damaged (%s) and is made anew", printable(str(folder)), error)
     try:
         create_cache_folder(folder.parent)
         with FileLock(f"{folder}.lock"):
             with suppress(*DAMAGED):
-                return read(folder)  # another process wrote it while this one waited
+                return checked()  # another process wrote it while this one waited
             partial = Path(f"{folder}.partial")
             shutil.rmtree(partial, ignore_errors=True)  # of a killed process
             partial.mkdir()
             try:
                 write(partial)
+                sums = {path.name: _checksum(path) for path in partial.iterdir()}
+                (partial / CHECKSUMS).write_text(json.dumps(sums))
                 shutil.rmtree(folder, ignore_errors=True)
                 os.replace(partial, folder)
             finally:
@@ -74,6 +89,25 @@ def cached(folder: Path, write: Callable[[Path], None], read: Callable[[Path], T
             f"cannot write the image cache {printable(str(folder))} ({error.strerror or error}); "
             "set data.cache_dir to a writable folder with room"
         ) from error
+
+
+def _check(folder: Path) -> None:
+    """Raise one of `DAMAGED` unless the files of an entry are as they were written."""
+    sums = read_json(folder / CHECKSUMS)
+    if not isinstance(sums, dict) or not sums:
+        raise ValueError(f"{CHECKSUMS} lists no file")
+    for name, expected in sums.items():
+        if _checksum(folder / Path(name).name) != expected:
+            raise ValueError(f"{name} has the wrong checksum")
+
+
+def _checksum(path: Path) -> int:
+    """CRC-32, at a gigabyte a second: against damage, not against an attacker."""
+    total = 0
+    with path.open("rb") as file:
+        while block := file.read(BLOCK):
+            total = zlib.crc32(block, total)
+    return total
 
 
 def cached_json(folder: Path, compute: Callable[[], Any]) -> Any:
@@ -98,10 +132,23 @@ def open_images(folder: Path, n: int, image_size: int) -> np.ndarray:
 
 
 def create_images(folder: Path, n: int, image_size: int) -> np.memmap:
-    """A new uint8 [n, image_size, image_size, 3] on disk, since it may be larger than memory."""
-    return np.lib.format.open_memmap(
-        folder / "images.npy", mode="w+", dtype=np.uint8, shape=(n, image_size, image_size, 3)
+    """A new uint8 [n, image_size, image_size, 3] on disk, since it may be larger than memory.
+
+    Its room is taken first: where the disk is full, writing into a memory map ends the process.
+    """
+    path = folder / "images.npy"
+    images: np.memmap = np.lib.format.open_memmap(
+        path, mode="w+", dtype=np.uint8, shape=(n, image_size, image_size, 3)
     )
+    with path.open("r+b") as file:
+        size = path.stat().st_size
+        if hasattr(os, "posix_fallocate"):
+            os.posix_fallocate(file.fileno(), 0, size)
+        else:  # macOS
+            file.seek(images.offset)
+            for start in range(images.offset, size, BLOCK):
+                file.write(bytes(min(BLOCK, size - start)))
+    return images
 
 
 def cached_images(

@@ -132,8 +132,11 @@ def inspect_folder(source: ImageFolder, on_bad_image: str, most: int | None) -> 
     text = "".join(f"{line}\n" for line in lines)
     path = Path(source.cache_dir, f"imagefolder-findings-{digest(source.root, text)}.txt")
     listed = f"all are listed in {printable(str(path))}"
-    if lines:
-        write_text(path, text)
+    if lines and not path.exists():
+        try:
+            write_text(path, text)
+        except OSError as error:  # of somebody else's cache, or a full disk
+            listed = f"their list cannot be written ({error})"
 
     if bad and on_bad_image == "error":
         named = "".join(f"\n  {path}: {why}" for path, why in list(bad.items())[:MOST_NAMED])
@@ -258,21 +261,22 @@ def _leaks(
     source: ImageFolder, found: dict[str, Findings]
 ) -> dict[tuple[str, str], list[tuple[str, str]]]:
     """For two splits that share files, the pairs: (path in the one, path in the other)."""
-    groups = same_digest(
-        {
-            split: dict(zip(findings.indices, map(bytes, findings.digests), strict=True))
-            for split, findings in found.items()
-        }
-    )
-    leaks: dict[tuple[str, str], list[tuple[str, str]]] = defaultdict(list)
+    rows = {}
+    for split, findings in found.items():
+        of_all = findings.digests.tobytes()
+        rows[split] = [of_all[start : start + 16] for start in range(0, len(of_all), 16)]
+    leaks: dict[tuple[str, str], list[tuple[str, str]]] = {}
     for one, other in combinations(found, 2):
-        for group in groups:
-            originals = [index for split, index in group if split == one]
-            leaks[one, other] += [
-                (source.describe(one, originals[0]), source.describe(other, index))
-                for split, index in group
-                if split == other and originals
-            ]
+        originals = {of_file: row for row, of_file in reversed(list(enumerate(rows[one])))}
+        indices, others = found[one].indices, found[other].indices
+        leaks[one, other] = [
+            (
+                source.describe(one, indices[originals[of_file]]),
+                source.describe(other, others[row]),
+            )
+            for row, of_file in enumerate(rows[other])
+            if of_file in originals
+        ]
     return {splits: pairs for splits, pairs in leaks.items() if pairs}
 
 

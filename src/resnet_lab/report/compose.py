@@ -362,7 +362,7 @@ def _links(run: Run, folder: Path) -> list[tuple[str, str]]:
     return [
         (name, quote(relpath(path.absolute(), folder.absolute())))
         for name, path in files.items()
-        if path.exists()
+        if path.is_relative_to(run.folder) and path.exists()
     ]
 
 

@@ -23,6 +23,7 @@ from resnet_lab.data.sources import Source
 from resnet_lab.models.complexity import Complexity, count
 from resnet_lab.models.pretrained import Pretrained, preprocessing
 from resnet_lab.run.checkpoint_io import DurableCheckpointIO
+from resnet_lab.run.folder import RunFolder
 from resnet_lab.run.machine import count_devices, keep_freed_memory, on_cuda, resolve_precision
 
 FUSED = {"torch.optim.SGD", "torch.optim.Adam", "torch.optim.AdamW"}
@@ -150,7 +151,7 @@ def follow_trunk(cfg: DictConfig) -> DictConfig:
     cfg = _open_copy(cfg)
     trunk, run = cfg.model.trunk, trunk_run(cfg)
     if run is not None and cfg.model.weights == "DEFAULT":
-        cfg.model.weights = f"{trunk}/checkpoints/best.ckpt"
+        cfg.model.weights = str(RunFolder(trunk).own_best())
     if cfg.model.weights not in (None, "DEFAULT"):
         cfg.model.weights = os.path.abspath(cfg.model.weights)
     if run is not None:
@@ -177,12 +178,14 @@ def _with_data(cfg: DictConfig, datamodule: ImageDataModule) -> DictConfig:
     cfg.data.mean, cfg.data.std = datamodule.mean, datamodule.std
     if datamodule.n_val == 0:
         if "best" in cfg.callbacks:
-            cfg.callbacks.best.update(monitor=None, save_on_train_epoch_end=True)
+            cfg.callbacks.best.update(monitor=None, save_on_train_epoch_end=True, save_top_k=1)
         if "early_stopping" in cfg.callbacks:
             raise UserError(
                 "callbacks=early_stopping: there is no validation to stop by (data.val_size=0); "
                 "set data.val_size, or leave early_stopping out."
             )
+    if "best" in cfg.callbacks and cfg.callbacks.best.get("save_top_k", 1) != 1:
+        cfg.callbacks.best.enable_version_counter = True  # else one file overwrites the other
     OmegaConf.resolve(cfg)
     return cfg
 
@@ -220,9 +223,11 @@ def _without_environment(cfg: DictConfig, written: Mapping[str, Any]) -> dict[st
     saved = cfg.copy()
     saved.resume = None  # of the command, not of the run
     from_outside = from_environment(written)
-    best = "/checkpoints/best.ckpt"  # of the trunk's folder, where `follow_trunk` has put it
-    if "model.trunk" in from_outside and str(saved.model.get("weights")).endswith(best):
-        from_outside = {"model.weights": from_outside["model.trunk"] + best, **from_outside}
+    # The weights lie in the trunk's folder, where `follow_trunk` has found them.
+    _, in_folder, name = str(saved.model.get("weights")).rpartition("/checkpoints/")
+    if "model.trunk" in from_outside and in_folder:
+        weights = f"{from_outside['model.trunk']}{in_folder}{name}"
+        from_outside = {"model.weights": weights, **from_outside}
     for key, text in from_outside.items():
         if not OmegaConf.is_config(OmegaConf.select(saved, key)):  # a trunk's own description
             OmegaConf.update(saved, key, text)

@@ -46,7 +46,6 @@ class RunFolder:
         self.gradients = self.path / "grad_norm.csv"
         self.overrides = self.path / ".hydra" / "overrides.yaml"
         self.checkpoints = self.path / "checkpoints"
-        self.best = self.checkpoints / "best.ckpt"
         self.last = self.checkpoints / "last.ckpt"
         self.previous = self.checkpoints / "previous.ckpt"  # the last.ckpt before
         self.board = self.path / "tensorboard"
@@ -106,6 +105,20 @@ class RunFolder:
             if int(row["epoch"]) == epoch:
                 return {k: float(row[k]) for k in ("val/loss", "val/acc") if row.get(k)}
         return {}
+
+    @property
+    def best(self) -> Path:
+        """The checkpoint that training chose, as result.json names it; perhaps somewhere else."""
+        return self.path / str(self.read_result().get("best_checkpoint", "checkpoints/best.ckpt"))
+
+    def own_best(self) -> Path:
+        """`best`; UserError where it lies outside of this folder."""
+        if not self.best.resolve().is_relative_to(self.path.resolve()):
+            raise UserError(
+                f"{self}: its best checkpoint lies outside of it, in {printable(str(self.best))}; "
+                "name it yourself if it is yours."
+            )
+        return self.best
 
     def has_checkpoint(self) -> bool:
         """Whether there is something to resume from."""

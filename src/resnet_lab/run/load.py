@@ -118,7 +118,7 @@ def load_run(
 
 def _chosen(folder: RunFolder, status: str) -> Path:
     """The weights that speak for a run: those of its best epoch, else of its last one."""
-    found = [path for path in (folder.best, folder.last) if path.is_file()]
+    found = [path for path in (folder.own_best(), folder.last) if path.is_file()]
     if not found:
         raise UserError(f"{folder}: it has no checkpoint (the run is {status}); train it again.")
     if status != "finished":

@@ -79,12 +79,20 @@ class Record:
             loggers.end(self.trainer.loggers, status, settings, scores, step)
 
     def trained(self) -> None:
-        """The last epoch is over."""
+        """The last epoch is over; its weights speak for the run, unless others are `chosen`."""
         self.result |= {"epochs": self.trainer.current_epoch, "steps": self.trainer.global_step}
+        figures = self.trainer.callback_metrics.items()
+        self.result |= {name: float(value) for name, value in figures if name.startswith("val/")}
 
-    def chosen(self, epoch: int) -> None:
-        """The weights of `epoch` speak for the run."""
-        self.result |= {"best_epoch": epoch, **self.folder.validation(epoch)}
+    def chosen(self, path: str, checkpoint: dict[str, Any]) -> None:
+        """The weights of this checkpoint speak for the run, with the figures of the validation
+        after which it was saved."""
+        epoch = checkpoint["epoch"] + 1
+        figures = checkpoint.get("validation") or self.folder.validation(epoch)
+        file = Path(path).absolute()
+        if file.is_relative_to(self.folder.path.absolute()):
+            file = file.relative_to(self.folder.path.absolute())
+        self.result |= {"best_epoch": epoch, "best_checkpoint": str(file), **figures}
 
     def tested(self, scores: Any) -> None:
         """The test is over, and with it the run."""
@@ -190,8 +198,9 @@ class Record:
         speed = result.get("images_per_second")
         at = "" if speed is None else f" at {speed:,.0f} images/s"
         log.info(f"\n{'trained':<12}{result['epochs']} epochs in {duration(result['seconds'])}{at}")
+        best = self.folder.path / result.get("best_checkpoint", "absent")
         for name, path, note in (
-            ("best", self.folder.best, f" (epoch {result.get('best_epoch')})"),
+            ("best", best, f" (epoch {result.get('best_epoch')})"),
             ("last", self.folder.last, ""),
             ("result", self.folder.result, ""),
             ("epochs", self.folder.metrics, ""),

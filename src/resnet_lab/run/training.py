@@ -8,6 +8,8 @@ from datetime import timedelta
 from typing import Any
 
 import torch
+from lightning.pytorch import Trainer
+from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.strategies import DDPStrategy
 from omegaconf import DictConfig
 
@@ -49,16 +51,25 @@ def train(cfg: DictConfig) -> dict[str, Any]:
             _join_processes(parts)
             trainer.fit(classifier, datamodule=data, ckpt_path=checkpoint)
             record.trained()
-            if folder.best.exists():
-                best = checkpoint_io.load(folder.best)
+            if path := best_checkpoint(trainer):
+                best = checkpoint_io.load(path)
                 classifier.load_state_dict(best["state_dict"])
-                record.chosen(best["epoch"] + 1)
+                record.chosen(path, best)
             if _pruned(parts):
                 record.end("pruned")  # given up, so there is nothing to test
             else:
                 trainer.test(classifier, datamodule=data, verbose=False)
                 record.tested(trainer.callback_metrics)
         return record.result
+
+
+def best_checkpoint(trainer: Trainer) -> str:
+    """What Lightning's ModelCheckpoint has chosen, the first that has a monitor where there are
+    several; "" where none has saved anything."""
+    callbacks = (c for c in trainer.checkpoint_callbacks if isinstance(c, ModelCheckpoint))
+    saved = [c for c in callbacks if c.best_model_path]
+    saved.sort(key=lambda callback: callback.monitor is None)
+    return saved[0].best_model_path if saved else ""
 
 
 def _resume_point(parts: Parts, folder: RunFolder) -> str:

@@ -11,9 +11,9 @@ import numpy as np
 from PIL import Image
 
 from resnet_lab.config.errors import UserError
-from resnet_lab.data.cache import CACHE_FORMAT, cached_images, cached_json, digest, entry, progress
+from resnet_lab.data.cache import cached_images, cached_json, entry, progress
 from resnet_lab.data.decode import EXTENSIONS, fit, open_image, reason, to_rgb
-from resnet_lab.data.sources.protocol import Make, stamp
+from resnet_lab.data.sources.protocol import Make, Stamp, fingerprint, stamp
 from resnet_lab.files import printable
 
 STRAY_FOLDERS = {"__MACOSX", "@eaDir", "lost+found"}  # what systems leave behind, hidden ones apart
@@ -135,7 +135,7 @@ class ImageFolder:
                 f"{printable(f'{self.root}/{split}')} must have the classes of train/, but "
                 f"{printable(differences)}"
             )
-        stamps: list[tuple[str, int, int]] = []
+        stamps: list[Stamp] = []
         labels: list[int] = []
         faults: dict[str, str] = {}
         wrong: dict[str, str | None] = {}
@@ -153,12 +153,10 @@ class ImageFolder:
             faults |= faulty
             unknown_files += others
         _refuse(wrong)
-        paths, fingerprint = [s[0] for s in stamps], digest(CACHE_FORMAT, "imagefolder", stamps)
-        return Listing(paths, np.array(labels, np.int64), fingerprint, faults, unknown_files)
+        paths, name = [s[0] for s in stamps], fingerprint(self.root, stamps, "imagefolder", split)
+        return Listing(paths, np.array(labels, np.int64), name, faults, unknown_files)
 
-    def _scan(
-        self, folder: str, prefix: str
-    ) -> tuple[list[tuple[str, int, int]], dict[str, str], int]:
+    def _scan(self, folder: str, prefix: str) -> tuple[list[Stamp], dict[str, str], int]:
         """What lies in a class folder: stamps of its images, faults, and how many other files."""
         found, faults, unknown_files = [], {}, 0
         with os.scandir(folder) as entries:
@@ -182,9 +180,12 @@ class ImageFolder:
             return fault
         if not e.is_file():
             return "it is no regular file"
-        if not e.stat().st_size:
+        status = e.stat()
+        if not status.st_size:
             return "the file is empty"
-        return None if os.access(e.path, os.R_OK) else "it may not be read (its permissions)"
+        if status.st_mode & 0o444 == 0o444 or os.access(e.path, os.R_OK):
+            return None
+        return "it may not be read (its permissions)"
 
     @cached_property
     def _real_root(self) -> str:
