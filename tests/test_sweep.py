@@ -12,7 +12,8 @@ from pathlib import Path
 
 import pytest
 from hydra.core.override_parser.overrides_parser import OverridesParser
-from lab import WITHOUT_PICTURES
+from lab import WITHOUT_PICTURES, train_here
+from omegaconf import OmegaConf
 from rich.console import Console
 from sandbox import ROOT, Sandbox, alive, copied, wait_until
 
@@ -615,8 +616,6 @@ def train_py(folder: Path, cache: Path, *overrides: str) -> subprocess.Completed
 
 def planned(config, tmp_path, monkeypatch, *widths: float) -> list[JobRecord]:
     """Jobs whose costs are measured in this process."""
-    from omegaconf import OmegaConf
-
     monkeypatch.setattr(
         plan,
         "_measure",
@@ -671,6 +670,23 @@ def test_a_sweep_of_real_runs(tmp_path, shared_cache):
         "shortcut=A",
         "shortcut=none",
     }
+
+
+def test_a_job_runs_with_what_its_sweep_composed(config, tmp_path, shared_cache):
+    """Whatever has become of the config files since."""
+    overrides = [*TINY, f"data.cache_dir={shared_cache}", "trainer.max_epochs=2"]
+    planned = OmegaConf.to_container(config(*overrides, "optimizer.lr=0.2"))
+    own = {key: value for key, value in planned.items() if key not in grid.NOT_IDENTITY}
+    running = {"started": ledger.now(), "seconds": 0.0, "state": None, "killed": False}
+    (tmp_path / "job").mkdir()
+    told = {"overrides": overrides, "swept": {}, "config": own, "attempts": [running]}
+    (tmp_path / "job" / "sweep_job.json").write_text(json.dumps(told))
+    done = train_here(tmp_path, *overrides, "callbacks.last.pause_after=1", "hydra.run.dir=job")
+    assert done.returncode == 0, done.stderr
+    assert "(optimizer.lr: 0.2 -> 0.1); this job runs as planned" in done.stdout
+    saved = OmegaConf.load(tmp_path / "job" / "config.yaml")
+    assert (saved.optimizer.lr, saved.callbacks.last.pause_after) == (0.2, 1)
+    assert json.loads((tmp_path / "job" / "result.json").read_text())["status"] == "paused"
 
 
 @pytest.mark.slow

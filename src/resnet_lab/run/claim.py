@@ -8,11 +8,11 @@ from hydra.experimental.callback import Callback
 from omegaconf import DictConfig, OmegaConf, open_dict, read_write
 
 from resnet_lab.config.check import check
-from resnet_lab.config.compose import typed
+from resnet_lab.config.compose import ABSENT, flat, key_of, typed, within
 from resnet_lab.config.messages import full_errors, sentence
 from resnet_lab.run import distributed
 from resnet_lab.run.folder import RunFolder
-from resnet_lab.run.resume import resumed
+from resnet_lab.run.resume import as_text, resumed
 
 
 class CheckAndClaim(Callback):
@@ -32,6 +32,7 @@ class CheckAndClaim(Callback):
             if config.get("resume"):
                 folder, own = RunFolder(config.resume), resumed(config, RunFolder(config.resume))
             else:
+                as_planned(config)
                 check(config)
                 folder, own = folder_of(config), None
                 if distributed.started_again() and folder.has_checkpoint():
@@ -42,6 +43,37 @@ class CheckAndClaim(Callback):
             if message is None or full_errors():
                 traceback.print_exc()
             raise SystemExit(f"error: {message or error}") from None
+
+
+def as_planned(config: DictConfig) -> None:
+    """Make `config` what the sweep has composed for this job, where the two differ.
+
+    A job composes its config when it begins, and a config file may have been edited since.
+    """
+    job = RunFolder(config.hydra.run.dir).read_job()
+    planned, attempts = job.get("config"), job.get("attempts")
+    if not (isinstance(planned, dict) and attempts and attempts[-1].get("state") is None):
+        return
+    mine: Any = OmegaConf.to_container(config)
+    added = [o for o in typed(config, "task") if o not in job.get("overrides", ())]
+    keys = [key_of(override) for override in added]  # such as where it pauses
+    before, now = flat(planned), flat({key: mine.get(key) for key in planned})
+    changed = {
+        key: (before.get(key, ABSENT), now.get(key, ABSENT))
+        for key in before.keys() | now.keys()
+        if before.get(key, ABSENT) != now.get(key, ABSENT) and not within(key, keys)
+    }
+    if not changed:
+        return
+    listed = ", ".join(
+        f"{key}: {as_text(old)} -> {as_text(new)}" for key, (old, new) in sorted(changed.items())
+    )
+    print(f"config files have changed since the sweep began ({listed}); this job runs as planned")
+    with read_write(config), open_dict(config):
+        for name, section in planned.items():
+            config[name] = section
+        for key in keys:
+            OmegaConf.update(config, key, OmegaConf.select(OmegaConf.create(mine), key))
 
 
 def _prepare(config: DictConfig, folder: RunFolder, own: DictConfig | None) -> None:
