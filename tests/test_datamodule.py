@@ -8,15 +8,20 @@ import lightning.pytorch as pl
 import numpy as np
 import pytest
 import torch
+from lab import QUICK
+from omegaconf import OmegaConf
 from PIL import Image
 from torch import Tensor, nn
 
+from resnet_lab.config.check import check
 from resnet_lab.config.errors import UserError
+from resnet_lab.data.augment import gray
 from resnet_lab.data.batches import InMemory, Streamed
 from resnet_lab.data.datamodule import ImageDataModule, resolve
 from resnet_lab.data.plan import NOT_COUNTED
 from resnet_lab.data.sources import Digits, ImageFolder
 from resnet_lab.data.statistics import channel_statistics
+from resnet_lab.run import load, training
 
 
 class Probe(pl.LightningModule):
@@ -315,3 +320,50 @@ def test_what_the_data_cannot_give_is_one_sentence(
 ) -> None:
     with pytest.raises(UserError, match=sentence):
         folder_data(small, **options).setup("fit")
+
+
+# ---------------------------------------------------------------- channels and classes
+
+
+def test_gray_is_to_the_bit_what_pillow_computes() -> None:
+    images = torch.randint(0, 256, (4, 9, 7, 3), dtype=torch.uint8)
+    expected = [np.asarray(Image.fromarray(image.numpy()).convert("L")) for image in images]
+    assert torch.equal(gray(images)[..., 0], torch.from_numpy(np.stack(expected)))
+
+
+def test_a_net_of_one_channel_gets_gray_images_with_statistics_of_their_own(config) -> None:
+    cfg = config(*QUICK, "data.channels=1")
+    assert OmegaConf.to_container(cfg.model, resolve=True)["in_channels"] == 1
+    result = training.train(cfg)
+    assert result["status"] == "finished"
+    run = load.load_run(Path(cfg.run_dir))
+    run.datamodule.setup("test")
+    images, _ = run.datamodule.on_after_batch_transfer(next(iter(run.datamodule.test_dataloader())))
+    assert images.shape[1:] == (1, 32, 32)
+    assert abs(float(images.mean())) < 0.1
+    assert float(images.std()) == pytest.approx(1, abs=0.1)
+
+
+def test_channels_that_do_not_fit_and_a_single_class_are_one_sentence(config, tmp_path) -> None:
+    with pytest.raises(UserError, match=r"model\.in_channels=1: the images have 3"):
+        check(config("model.in_channels=1"))
+    with pytest.raises(UserError, match=r"data\.channels=1: this net takes images of 3"):
+        check(config("model=textbook_cnn", "data.channels=1"))
+    with pytest.raises(UserError, match=r"data\.mean has 3 numbers for 1 channels"):
+        check(config("data.channels=1", "data.mean=[0.5,0.5,0.5]", "data.std=[0.5]"))
+    for split in ("train", "test"):
+        (tmp_path / split / "cat").mkdir(parents=True)
+        for i in range(3):
+            Image.new("RGB", (8, 8), (80 * i, 0, 0)).save(tmp_path / split / "cat" / f"{i}.png")
+    source = ImageFolder(str(tmp_path), str(tmp_path / "cache"))
+    with pytest.raises(UserError, match=r"of one class alone \(cat\)"):
+        ImageDataModule(source=source, val_size=1).setup("fit")
+    for split in ("train", "test"):
+        (tmp_path / split / "dog").mkdir()
+        for name, i in (("cat", 3), ("dog", 3), ("dog", 4), ("dog", 5)):
+            Image.new("RGB", (1, 1)).save(tmp_path / split / name / f"{i}.png")
+        for i in range(3):
+            (tmp_path / split / "cat" / f"{i}.png").unlink()
+    source = ImageFolder(str(tmp_path), str(tmp_path / "cache"))
+    with pytest.raises(UserError, match=r"1 x 1 pixels, too few .* data\.image_size=32"):
+        ImageDataModule(source=source, val_size=1).setup("fit")

@@ -86,7 +86,7 @@ def _run_zeros(trainer: Trainer, pl_module: LightningModule, net: nn.Module) -> 
     device = pl_module.device
 
     def zeros(rows: int) -> tuple[Tensor, Tensor]:
-        images = torch.zeros(rows, 3, data.image_size, data.image_size, device=device)
+        images = torch.zeros(rows, data.channels, data.image_size, data.image_size, device=device)
         labels = torch.zeros(rows, dtype=torch.long, device=device)
         return images.to(memory_format=torch.channels_last), labels
 

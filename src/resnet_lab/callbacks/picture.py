@@ -36,8 +36,9 @@ def grid(
     mean: Sequence[float],
     std: Sequence[float],
 ) -> Figure:
-    """Pictures [n, 3, height, width], normalised with `mean` and `std`, each above its caption."""
-    shift, scale = (torch.tensor(list(s)).view(3, 1, 1) for s in (mean, std))
-    pixels = (images.float().cpu() * scale + shift).clamp(0, 1).permute(0, 2, 3, 1).numpy()
+    """Pictures [n, c, height, width], normalised with `mean` and `std`, each above its caption."""
+    shift, scale = (torch.tensor(list(s)).view(-1, 1, 1) for s in (mean, std))
+    rgb = (images.float().cpu() * scale + shift).clamp(0, 1).expand(-1, 3, -1, -1)
+    pixels = rgb.permute(0, 2, 3, 1).numpy()
     tiles = [charts.Tile(*pair) for pair in zip(pixels, captions, strict=True)]
     return charts.grid(tiles, title)

@@ -123,7 +123,7 @@ SAVE_AND_OPEN: dict[str, Any] = {"onnx": _onnx, "torch_export": _torch_export}
 
 
 def _images(run: "Finished", n: int) -> "Tensor":
-    """float32 [n, 3, image_size, image_size]: n pictures of noise, normalised as the run does."""
+    """float32 [n, c, image_size, image_size]: n pictures of noise, normalised as the run does."""
     import torch
 
     from resnet_lab.data.augment import normalise, scale_and_shift
@@ -157,7 +157,8 @@ def _check(run: "Finished", net: "nn.Module", exported: "Callable[[Tensor], Tens
 def _description(run: "Finished", kind: str, path: Path, difference: float) -> dict[str, Any]:
     """All that somebody needs who has the exported file and nothing else."""
     data = run.cfg.data
-    size = data.image_size
+    size, channels = data.image_size, len(data.mean)
+    layout = "red, green, blue" if channels == 3 else "gray"
     with run.checkpoint.open("rb") as file:
         checksum = hashlib.file_digest(file, "sha256").hexdigest()
     packages = ("torch", *PACKAGES[kind])
@@ -167,8 +168,8 @@ def _description(run: "Finished", kind: str, path: Path, difference: float) -> d
         "input": {
             "name": "images",
             "dtype": "float32",
-            "shape": ["batch", 3, size, size],
-            "layout": "batch, channels (red, green, blue), rows from the top, columns",
+            "shape": ["batch", channels, size, size],
+            "layout": f"batch, channels ({layout}), rows from the top, columns",
         },
         "preprocessing": [
             "turn the picture upright by its EXIF orientation and convert it to 8-bit RGB, "
@@ -176,6 +177,7 @@ def _description(run: "Finished", kind: str, path: Path, difference: float) -> d
             f"cut out the central square whose side is {evaluation_zoom(size)} of the shorter side",
             f"resize it to {size} x {size} pixels, bilinear, antialiased (Pillow's BILINEAR); a "
             "picture of this size stays as it is",
+            *([] if channels == 3 else ["convert it to gray (luma of ITU-R BT.601)"]),
             "divide by 255, subtract mean, divide by std, channel by channel",
         ],
         "image_size": size,

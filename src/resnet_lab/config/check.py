@@ -10,7 +10,7 @@ from omegaconf import DictConfig, ListConfig, OmegaConf
 
 from resnet_lab.config.compose import typed
 from resnet_lab.config.errors import UserError
-from resnet_lab.config.rules import net_faults, plain, spelled, value_faults
+from resnet_lab.config.rules import NETS, net_faults, plain, spelled, value_faults
 from resnet_lab.config.untrusted import check_names, check_values, read_yaml
 
 PRETRAINED = "resnet_lab.models.pretrained.Pretrained"
@@ -72,6 +72,17 @@ def _contradictions(cfg: DictConfig, training: bool) -> Iterator[str]:
             "(data.num_classes); leave model.num_classes out, it follows the data."
         )
     yield from net_faults(model)
+    channels = cfg.data.get("channels", 3)
+    if (taken := model.get("in_channels", 3)) != channels and model["_target_"] in NETS:
+        yield (
+            f"model.in_channels={taken}: the images have {channels} (data.channels=1 makes them "
+            "gray)."
+            if "in_channels" in model
+            else f"data.channels={channels}: this net takes images of {taken} channels."
+        )
+    for name in ("mean", "std"):
+        if cfg.data[name] is not None and len(cfg.data[name]) != channels:
+            yield f"data.{name} has {len(cfg.data[name])} numbers for {channels} channels."
 
     try:
         trunk_run(cfg)

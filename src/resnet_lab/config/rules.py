@@ -59,8 +59,9 @@ _COUNTS: Rule = (
 _WHOLE: Rule = (lambda v: _whole(v) and v >= 0, "a whole number of 0 or more")
 _YES_NO: Rule = (lambda v: isinstance(v, bool), "true or false")
 _TRIPLE: Rule = (
-    lambda v: isinstance(v, list) and len(v) == 3 and all(map(_number, v)),
-    "three numbers such as [0.49, 0.48, 0.45], one for each of red, green and blue",
+    lambda v: isinstance(v, list) and len(v) in (1, 3) and all(map(_number, v)),
+    "three numbers such as [0.49, 0.48, 0.45], one for each of red, green and blue; or one, for "
+    "gray images",
 )
 _PART: Rule = (
     lambda v: (_whole(v) and v >= 0) or (isinstance(v, float) and 0 <= v <= 1),
@@ -94,6 +95,7 @@ RULES: dict[str, Rule] = {
     "data.std": _or_null(
         (lambda v: _TRIPLE[0](v) and all(x > 0 for x in v), _TRIPLE[1] + ", above 0")
     ),
+    "data.channels": (lambda v: _whole(v) and v in (1, 3), "3, or 1 for gray images"),
     "data.crop_padding": _WHOLE,
     "data.flip": _YES_NO,
     "data.cutout": _WHOLE,

@@ -49,11 +49,17 @@ def random_crop_flip(images: Tensor, draws: Tensor, padding: int, flip: bool) ->
 def scale_and_shift(
     mean: Sequence[float], std: Sequence[float], device: torch.device
 ) -> tuple[Tensor, Tensor]:
-    """Two float32 [3] for `normalise`, from statistics of pixels that run from 0 to 1."""
+    """Two float32 [c] for `normalise`, from statistics of pixels that run from 0 to 1."""
     pairs = list(zip(mean, std, strict=True))
     scale = torch.tensor([1 / (255 * s) for _, s in pairs], device=device)
     shift = torch.tensor([-m / s for m, s in pairs], device=device)
     return scale, shift
+
+
+def gray(images: Tensor) -> Tensor:
+    """uint8 [b, h, w, 3] -> [b, h, w, 1]: luma (ITU-R BT.601), to the bit as Pillow computes it."""
+    red, green, blue = images.int().unbind(-1)
+    return ((19595 * red + 38470 * green + 7471 * blue + 2**15) >> 16).to(torch.uint8)[..., None]
 
 
 def normalise(images: Tensor, scale: Tensor, shift: Tensor) -> Tensor:
@@ -61,17 +67,20 @@ def normalise(images: Tensor, scale: Tensor, shift: Tensor) -> Tensor:
 
     Args:
         images: uint8 [b, h, w, 3].
-        scale, shift: float32 [3] of `scale_and_shift`.
+        scale, shift: float32 [c] of `scale_and_shift`; with one channel the images become `gray`.
 
     Returns:
-        float32 [b, 3, h, w], channels_last in memory.
+        float32 [b, c, h, w], channels_last in memory.
     """
+    channels = len(scale)
+    if channels == 1:
+        images = gray(images)
     b, h, w, _ = images.shape
-    # By rows of w * 3 numbers: an inner dimension of 3 is too short to vectorise.
-    lines = images.reshape(b * h, w * 3).float()
+    # By rows of w * c numbers: an inner dimension of 3 is too short to vectorise.
+    lines = images.reshape(b * h, w * channels).float()
     # In place, because fresh memory of this size costs more than the arithmetic.
     torch.addcmul(shift.repeat(w), lines, scale.repeat(w), out=lines)
-    return lines.view(b, h, w, 3).permute(0, 3, 1, 2)
+    return lines.view(b, h, w, channels).permute(0, 3, 1, 2)
 
 
 def cutout(images: Tensor, draws: Tensor, size: int) -> Tensor:
@@ -81,7 +90,7 @@ def cutout(images: Tensor, draws: Tensor, size: int) -> Tensor:
     so the square may hang over the border.
 
     Args:
-        images: float32 [b, 3, h, w], normalised.
+        images: float32 [b, c, h, w], normalised.
         draws: int32 [b, 2], for the row and the column of each centre.
         size: side of the square in pixels.
     """

@@ -2,7 +2,7 @@
 
 import logging
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 from functools import partial
 from weakref import WeakSet
@@ -14,7 +14,7 @@ from lightning.pytorch.utilities import rank_zero_only
 from torch import Tensor
 
 from resnet_lab.config.errors import UserError
-from resnet_lab.data.augment import cutout, normalise, random_crop_flip, scale_and_shift
+from resnet_lab.data.augment import cutout, gray, normalise, random_crop_flip, scale_and_shift
 from resnet_lab.data.batches import Batches, InMemory, Part, Rows, Steps, Streamed
 from resnet_lab.data.cache import CACHE_FORMAT, cached_json, digest, entry, progress
 from resnet_lab.data.decode import SMALL, fit
@@ -25,6 +25,7 @@ from resnet_lab.data.statistics import channel_statistics, evenly_spaced
 
 log = logging.getLogger(__name__)
 
+SMALLEST = 8  # pixels a side, as the rule of data.image_size has it
 MOST_IN_EVALUATION = 256  # images in a device's batch: no gradients, but the last ones are padding
 RESIDENT_SHARE = 0.2  # of a GPU's free memory that a split may take to lie there for good
 STATISTICS_IMAGES = 2048  # how many images speak for a set that is too large to read whole
@@ -37,8 +38,13 @@ def resolve(source: Source, num_classes: int | None, image_size: int | None) -> 
         num_classes, image_size: what the config says; None is as in conf/train.yaml.
 
     Raises:
-        UserError: the source has another number of classes.
+        UserError: the source has another number of classes, or one alone.
     """
+    if source.num_classes < 2:
+        raise UserError(
+            f"the images are of one class alone ({source.class_names[0]}), so there is nothing to "
+            "tell apart"
+        )
     if num_classes is not None and num_classes != source.num_classes:
         raise UserError(
             f"data.num_classes={num_classes}, but the images have {source.num_classes} classes"
@@ -46,6 +52,11 @@ def resolve(source: Source, num_classes: int | None, image_size: int | None) -> 
     if image_size is None:
         own_size = source.own_size
         image_size = own_size if own_size is not None and own_size <= SMALL else 224
+        if image_size < SMALLEST:
+            raise UserError(
+                f"the images are of {image_size} x {image_size} pixels, too few for a net; scale "
+                "them with data.image_size=32"
+            )
     return source.num_classes, image_size
 
 
@@ -53,7 +64,7 @@ class ImageDataModule(LightningDataModule):
     """Batches of a source's images for training, validation and test.
 
     Small images are kept in memory; images larger than 64 pixels a side, and sets larger than
-    `memory_limit`, are decoded by workers. What the net gets is images float32 [b, 3, h, w] in
+    `memory_limit`, are decoded by workers. What the net gets is images float32 [b, c, h, w] in
     channels_last and labels int64 [b], in evaluation `plan.NOT_COUNTED` for rows that stand in.
 
     conf/train.yaml explains the arguments, in its section `data`; the module `config.rules` says
@@ -65,6 +76,7 @@ class ImageDataModule(LightningDataModule):
         mean, std: of each channel, for pixels from 0 to 1. They are computed from all training
             images after the cut, or from 2,048 of them where they are photographs.
         crop_padding: pixels of black around an image before its random crop; 0 is no crop.
+        channels: 3, or 1 for `augment.gray` images.
         eval_batch_size: it does not follow the number of devices, so the figures do not either.
         root: for the config, which passes it on to the source.
 
@@ -103,6 +115,7 @@ class ImageDataModule(LightningDataModule):
         on_bad_image: str = "error",
         check: int | None = 100_000,
         worker_timeout: int = 300,
+        channels: int = 3,
     ) -> None:
         super().__init__()
         if (mean is None) != (std is None):
@@ -123,6 +136,7 @@ class ImageDataModule(LightningDataModule):
         self.on_bad_image = on_bad_image
         self.check = check
         self.worker_timeout = worker_timeout
+        self.channels = channels
         self._given = num_classes, image_size
         if mean is not None and std is not None:
             self.mean, self.std = list(map(float, mean)), list(map(float, std))
@@ -143,7 +157,8 @@ class ImageDataModule(LightningDataModule):
                 self._parts[name] = self._part(name)
         if not hasattr(self, "mean"):
             fingerprint, train = self.source.fingerprint("train"), self._indices["train"].tolist()
-            key = digest(CACHE_FORMAT, fingerprint, self.image_size, self.photographs, train)
+            images = self.image_size, self.photographs, self.channels
+            key = digest(CACHE_FORMAT, fingerprint, images, train)
             folder = entry(self.cache_dir, "statistics", key)
             self.mean, self.std = cached_json(folder, self._measure)
 
@@ -188,17 +203,23 @@ class ImageDataModule(LightningDataModule):
 
     def _measure(self) -> tuple[list[float], list[float]]:
         train, size = self._indices["train"], self.image_size
+
+        def statistics(blocks: Iterable[np.ndarray]) -> tuple[list[float], list[float]]:
+            if self.channels == 1:
+                blocks = (gray(torch.from_numpy(block)).numpy() for block in blocks)
+            return channel_statistics(blocks)
+
         if not self.streaming:
             images = np.asarray(self.source.images("train", size))
             starts = range(0, len(train), 1024)
-            return channel_statistics(images.take(train[i : i + 1024], axis=0) for i in starts)
+            return statistics(images.take(train[i : i + 1024], axis=0) for i in starts)
         some = train  # all, so that the figures are those of images in memory
         if self.photographs:
             some = train[evenly_spaced(len(train), STATISTICS_IMAGES)]
         what = f"computing mean and std from {len(some)} of {len(train)} images"
         read, make = self.source.read, partial(fit, size=size)
         indices = progress(some.tolist(), len(some), what)
-        return channel_statistics(np.asarray(read("train", index, make)) for index in indices)
+        return statistics(np.array(read("train", index, make)) for index in indices)
 
     # ------------------------------------------------------------------ loaders
 

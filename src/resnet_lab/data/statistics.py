@@ -1,6 +1,7 @@
 """Mean and standard deviation of the channels of a set of images; imports NumPy only."""
 
 from collections.abc import Iterable, Sequence
+from typing import Any
 
 import numpy as np
 
@@ -14,12 +15,12 @@ def channel_statistics(blocks: Iterable[np.ndarray]) -> tuple[list[float], list[
     """Mean and standard deviation of each channel over all pixels, which run from 0 to 1.
 
     Args:
-        blocks: uint8 [..., 3]; together they are the set.
+        blocks: uint8 [..., channels]; together they are the set.
     """
-    counts = np.zeros((3, 256), dtype=np.int64)  # of each level: exact, in one pass
+    counts: Any = 0  # [channels, 256], of each level: exact, in one pass
     for block in blocks:
-        for channel in range(3):
-            counts[channel] += np.bincount(block[..., channel].ravel(), minlength=256)
+        channels = np.moveaxis(block, -1, 0)
+        counts += np.stack([np.bincount(channel.ravel(), minlength=256) for channel in channels])
     return level_statistics(counts / counts.sum(axis=1, keepdims=True))
 
 
@@ -27,7 +28,8 @@ def level_statistics(share: np.ndarray) -> tuple[list[float], list[float]]:
     """Mean and standard deviation of each channel, from how frequent each level is.
 
     Args:
-        share: float64 [3, 256], of the levels 0 to 255, which stand for 0 to 1; rows sum to 1.
+        share: float64 [channels, 256], of the levels 0 to 255, which stand for 0 to 1; each row
+            sums to 1.
     """
     levels = np.arange(256) / 255
     mean = share @ levels

@@ -75,7 +75,7 @@ def build(cfg: DictConfig) -> Parts:
         net,
         build_classifier(cfg, net),
         _trainer(cfg),
-        count(net, datamodule.image_size),
+        count(net, datamodule.image_size, datamodule.channels),
     )
 
 
