@@ -17,7 +17,14 @@ from resnet_lab.config.errors import UserError
 from resnet_lab.config.rules import NET_RULES, NETS, net_faults
 from resnet_lab.models import family, resnet
 from resnet_lab.models.complexity import count
-from resnet_lab.models.resnet import BLOCKS, PadShortcut, ResNet, cifar_resnet, imagenet_resnet
+from resnet_lab.models.resnet import (
+    BLOCKS,
+    NarrowProjection,
+    PadShortcut,
+    ResNet,
+    cifar_resnet,
+    imagenet_resnet,
+)
 
 MODEL_FILES = choices("model")
 NORMS = (nn.BatchNorm2d, nn.GroupNorm)
@@ -328,6 +335,34 @@ def test_channels_last_survives_the_stages(block, shortcut):
     images = torch.randn(2, 3, 16, 16).to(memory_format=torch.channels_last)
     activations = net.stages(net.stem(images))
     assert activations.is_contiguous(memory_format=torch.channels_last)
+
+
+@pytest.mark.parametrize("channels", [1, 3, 4, 7])
+def test_a_narrow_projection_is_the_strided_convolution(channels):
+    """Which alone crashes on some CPUs, so in doubles."""
+    conv = NarrowProjection(channels, 5, 1, 2).double()
+    plain = torch.nn.Conv2d(channels, 5, 1, 2).double()
+    plain.load_state_dict(conv.state_dict())
+    images = torch.randn(3, channels, 7, 8, dtype=torch.double, requires_grad=True)
+    one, other = conv(images), plain(images)
+    torch.testing.assert_close(one, other)
+    for found, expected in zip(
+        torch.autograd.grad(one.square().sum(), (images, *conv.parameters())),
+        torch.autograd.grad(other.square().sum(), (images, *plain.parameters())),
+        strict=True,
+    ):
+        torch.testing.assert_close(found, expected)
+
+
+@pytest.mark.parametrize("shortcut", ["B", "C"])
+def test_the_narrowest_nets_train_in_channels_last(shortcut):
+    net = cifar_resnet(depth=8, num_classes=10, width=0.25, shortcut=shortcut)
+    assert sum(isinstance(module, NarrowProjection) for module in net.modules()) == 1
+    net = net.to(memory_format=torch.channels_last)
+    images = torch.randn(16, 3, 32, 32).to(memory_format=torch.channels_last)
+    for _ in range(5):
+        net(images).square().mean().backward()
+    assert all(torch.isfinite(p.grad).all() for p in net.parameters())
 
 
 @pytest.mark.parametrize("block", slow_except(("basic", "preact_bottleneck"), BLOCKS))

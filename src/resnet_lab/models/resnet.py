@@ -28,11 +28,26 @@ def make_norm(norm: str, channels: int) -> nn.Module:
     return nn.Identity()
 
 
+class NarrowProjection(nn.Conv2d):
+    """A strided 1x1 convolution that takes every `stride`-th pixel first, which is the same.
+
+    oneDNN's kernel for AVX2 computes wrong weight gradients, hangs or crashes in float32 and
+    channels_last where there are fewer channels than it takes at once (uxlfoundation/oneDNN 6035).
+    """
+
+    SAFE_FROM = 8  # channels
+
+    def forward(self, x: Tensor) -> Tensor:
+        rows, columns = self.stride
+        return F.conv2d(x[:, :, ::rows, ::columns], self.weight, self.bias)
+
+
 def conv_norm(
     in_channels: int, out_channels: int, size: int, stride: int, norm: str
 ) -> tuple[nn.Conv2d, nn.Module]:
     """A convolution, which keeps the size at stride 1, and its norm; a bias in place of no norm."""
-    conv = nn.Conv2d(
+    narrow = size == 1 and stride > 1 and in_channels < NarrowProjection.SAFE_FROM
+    conv = (NarrowProjection if narrow else nn.Conv2d)(
         in_channels, out_channels, size, stride, padding=size // 2, bias=norm == "none"
     )
     return conv, make_norm(norm, out_channels)
