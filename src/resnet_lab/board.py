@@ -1,12 +1,17 @@
 """TensorBoard with figures by epoch, and a chart of training beside validation."""
 
+import logging
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from functools import wraps
 from pathlib import Path
-from typing import Any
+from typing import Any, ParamSpec
 
 from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.utilities import rank_zero_only
+
+log = logging.getLogger(__name__)
+P = ParamSpec("P")
 
 EVENTS = "events.out.tfevents.*"
 # Under CUSTOM SCALARS: names of charts, and regular expressions of the figures that each shows.
@@ -16,6 +21,26 @@ CHARTS = {
         for name, key in (("loss", "loss"), ("accuracy", "acc"))
     }
 }
+
+
+def optional(method: Callable[P, None]) -> Callable[P, None]:
+    """A method of a local logger whose failure costs what it would have written, not the run."""
+
+    @wraps(method)
+    def tried(*arguments: P.args, **options: P.kwargs) -> None:
+        logger: Any = arguments[0]
+        if getattr(logger, "failed", False):
+            return
+        try:
+            method(*arguments, **options)
+        except OSError as error:
+            logger.failed = True
+            log.warning(
+                f"{type(logger).__name__}: {error.strerror or error}; nothing more is written into "
+                f"{logger.save_dir}, and the run goes on without it"
+            )
+
+    return tried
 
 
 class Board(TensorBoardLogger):
@@ -49,6 +74,7 @@ class Board(TensorBoardLogger):
         Board.__init__(self, self.save_dir, purge_step=step + 1)
 
     @rank_zero_only
+    @optional
     def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
         figures = dict(metrics)
         epoch = figures.pop("epoch", None)
@@ -62,17 +88,25 @@ class Board(TensorBoardLogger):
             super().log_metrics(by_epoch, int(epoch))
 
     @rank_zero_only
+    @optional
     def save(self) -> None:
         """Bring to the disk what was logged. (Lightning's would add hparams.yaml besides.)"""
         self.experiment.flush()
 
     @rank_zero_only
+    @optional
+    def finalize(self, status: str) -> None:
+        super().finalize(status)
+
+    @rank_zero_only
+    @optional
     def log_config(self, text: str) -> None:
         """Show the run's config (YAML) under TEXT, and training beside validation in one chart."""
         self.experiment.add_text("config", "```yaml\n" + text + "\n```")
         self.experiment.add_custom_scalars(CHARTS)
 
     @rank_zero_only
+    @optional
     def log_result(self, config: dict[str, Any], scores: dict[str, float], step: int) -> None:
         """Show the run in HPARAMS: its choices and its final scores."""
         self.log_hyperparams(config, scores, step)

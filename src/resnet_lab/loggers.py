@@ -1,7 +1,10 @@
 """What every logger of a run gets: config, name, sweep, tags, pictures and final scores."""
 
+import csv
 import logging
+import math
 import re
+import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
@@ -9,13 +12,20 @@ from typing import Any
 from uuid import uuid4
 
 from filelock import FileLock
-from lightning.pytorch.loggers import Logger, MLFlowLogger, TensorBoardLogger, WandbLogger
+from lightning.fabric.loggers.logger import rank_zero_experiment
+from lightning.pytorch.loggers import (
+    CSVLogger,
+    Logger,
+    MLFlowLogger,
+    TensorBoardLogger,
+    WandbLogger,
+)
 from omegaconf import OmegaConf
 
-from resnet_lab.board import Board
+from resnet_lab.board import Board, optional
 from resnet_lab.config.compose import flat
 from resnet_lab.config.errors import UserError
-from resnet_lab.files import read_json, write_json
+from resnet_lab.files import read_json, read_rows, replacing, write_json
 from resnet_lab.run.folder import RunFolder
 from resnet_lab.run.state import State
 
@@ -104,6 +114,55 @@ class MLflow(MLFlowLogger):
     def close(self, status: str) -> None:
         ended = {State.FAILED: "FAILED"}.get(State(status), "KILLED")
         self.finalize("FINISHED" if State(status).done else ended)
+
+
+class CSV(CSVLogger):
+    """Lightning's CSVLogger, but that a resumed run goes on with its file, not deleting it."""
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(**options)
+        self.step: int | None = None
+
+    def resume(self, step: int) -> None:
+        """Before anything is written: rows of later steps will be written again."""
+        self.step = step
+
+    @optional
+    def log_metrics(self, metrics: dict[str, Any], step: int | None = None) -> None:
+        super().log_metrics(metrics, step)
+
+    @optional
+    def save(self) -> None:
+        super().save()
+
+    @property
+    @rank_zero_experiment
+    def experiment(self) -> Any:
+        if self._experiment is not None:
+            return self._experiment
+        file = Path(self.log_dir, "metrics.csv")
+        kept = file.with_name(".metrics.csv")  # meanwhile, and after a kill in between
+        if file.exists():
+            rows = [row for row in read_rows(file) if self.step is None or _step(row) <= self.step]
+            with replacing(kept, newline="") as content:
+                writer = csv.DictWriter(content, list(rows[0]) if rows else ["step"])
+                writer.writeheader()
+                writer.writerows(rows)
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", ".*Previous log files in this directory.*")
+            made: Any = super().experiment
+        if kept.exists():
+            kept.replace(file)
+            with file.open(newline="") as content:
+                made.metrics_keys = next(csv.reader(content))
+        return made
+
+
+def _step(row: Mapping[str, str]) -> float:
+    try:
+        return float(row["step"])
+    except (KeyError, ValueError):
+        return math.inf
 
 
 def begin(

@@ -45,6 +45,7 @@ class EpochLog(Callback):
         self._since: float | None = None  # while the clock runs
         self._began = 0.0, 0  # when this process began to train, and the batches done by then
         self._validated = False
+        self._known: list[dict[str, Any]] = []  # rows of the checkpoint that is resumed
 
     @property
     def images_per_second(self) -> float:
@@ -58,6 +59,7 @@ class EpochLog(Callback):
             "train_seconds": self.train_seconds,
             "epoch_images": self._epoch_images,
             "epoch_seconds": self._epoch_seconds + running,
+            "rows": [dict(row) for row in self.table.rows],
         }
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
@@ -65,12 +67,13 @@ class EpochLog(Callback):
         self.train_seconds = state_dict["train_seconds"]
         self._epoch_images = state_dict["epoch_images"]
         self._epoch_seconds = state_dict["epoch_seconds"]
+        self._known = state_dict.get("rows", [])
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._since = time.monotonic()  # resumed in mid-epoch, that epoch's start is over
         self._began = self._since, batches_done(trainer)
         if trainer.is_global_zero:
-            self.table.resume(trainer.current_epoch)
+            self.table.resume(trainer.current_epoch, self._known)
 
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._epoch_images = 0

@@ -2,6 +2,7 @@
 
 import os
 import re
+import shlex
 import warnings
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
@@ -71,6 +72,17 @@ def typed(config: DictConfig, kind: str) -> list[str]:
     """The overrides of the command line, as they were typed: "task" ours, "hydra" Hydra's own."""
     overrides: list[str] = OmegaConf.to_container(config.hydra.overrides[kind])  # type: ignore[assignment]
     return overrides
+
+
+def quoted(text: str) -> str:
+    """A text as a value on Hydra's command line, where "=" and "," have meanings."""
+    return '"' + text.replace("\\", "\\\\").replace('"', '\\"') + '"'
+
+
+def pasted(key: str, value: str) -> str:
+    """key=value as it can be pasted into a shell, for Hydra to read."""
+    plain = re.fullmatch(r"[\w./@%+-]+", value, re.ASCII)
+    return f"{key}={value}" if plain else shlex.quote(f"{key}={quoted(value)}")
 
 
 def key_of(override: str) -> str:

@@ -1,6 +1,7 @@
 """What a mistake looks like: one message for the user, a traceback for our own bugs."""
 
 import difflib
+import errno
 import itertools
 import os
 import re
@@ -21,6 +22,8 @@ from omegaconf.errors import OmegaConfBaseException
 
 from resnet_lab.config.compose import CONF, VERSION_BASE
 from resnet_lab.config.errors import UserError
+
+NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)
 
 _ours = False  # True while HYDRA_FULL_ERROR is set by composition_errors, not by the user
 
@@ -91,7 +94,16 @@ def sentence(error: BaseException) -> str | None:
         return str(error)
     if isinstance(error, HydraException | OmegaConfBaseException):
         return _first_lines(error)
+    if isinstance(error, OSError) and error.errno in NO_ROOM:
+        return cannot_write(error.filename or "a file", error)
     return None
+
+
+def cannot_write(path: object, error: OSError) -> str:
+    return (
+        f"cannot write {path} ({error.strerror or error}); what was written before is as it was, "
+        "and a run goes on with resume= from its last checkpoint."
+    )
 
 
 def _not_found(name: str, error: BaseException) -> str:

@@ -37,6 +37,7 @@ _NAMED = {  # module: what may be named of it
     "lightning.pytorch.callbacks": "DeviceStatsMonitor EarlyStopping GradientAccumulationScheduler "
     "LearningRateMonitor ModelCheckpoint StochasticWeightAveraging Timer",
     "resnet_lab.board": "Board",
+    "resnet_lab.loggers": "CSV",
     "lightning.pytorch.loggers": "CSVLogger TensorBoardLogger",
     "lightning.pytorch.profilers": "AdvancedProfiler PyTorchProfiler SimpleProfiler",
 }

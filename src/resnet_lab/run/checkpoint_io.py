@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from lightning.fabric.plugins.io import CheckpointIO
 
+from resnet_lab.config.compose import pasted
 from resnet_lab.config.errors import UserError
 from resnet_lab.files import replacing
 from resnet_lab.run.folder import RunFolder
@@ -37,17 +38,20 @@ class DurableCheckpointIO(CheckpointIO):
         # Under one name, so that what a killed save leaves behind is overwritten by the next one.
         part = f".{path.name}.part"
         try:
-            path.parent.mkdir(parents=True, exist_ok=True)
+            # A run's folder that was removed is not made again.
+            path.parent.mkdir(parents=path.parent.name != "checkpoints", exist_ok=True)
             with replacing(path, "wb", durable=True, part=part, keep=keep) as file:
                 torch.save(checkpoint, file)
         except BaseException as error:
             # torch's writer makes a RuntimeError of a failed write.
             if not isinstance(error, OSError | RuntimeError):
                 raise
+            cause = error if isinstance(error, OSError) else error.__context__
+            why = cause.strerror if isinstance(cause, OSError) else None
             raise UserError(
-                f"cannot write the checkpoint {path} ({str(error).splitlines()[0]}); those "
+                f"cannot write the checkpoint {path} ({why or str(error).splitlines()[0]}); those "
                 "written before are as they were. Make room, or make the folder writable, and go "
-                f"on with resume={path.parent.parent}"
+                f"on with {pasted('resume', str(path.parent.parent))}"
             ) from error
 
     def load_checkpoint(

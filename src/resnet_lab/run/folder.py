@@ -5,7 +5,7 @@ import logging
 import os
 import sys
 from collections.abc import Collection, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +27,7 @@ SECTIONS = ("model", "data", "classifier", "optimizer", "scheduler", "trainer")
 # Loggers that write into the run's folder and send nothing to any host.
 LOCAL_LOGGERS = (
     "resnet_lab.board.Board",
+    "resnet_lab.loggers.CSV",
     "lightning.pytorch.loggers.CSVLogger",
     "lightning.pytorch.loggers.TensorBoardLogger",
 )
@@ -96,14 +97,11 @@ class RunFolder:
         return _mapping(self.job)
 
     def validation(self, epoch: int) -> dict[str, float]:
-        """The validation figures of one epoch (from 1 on) in metrics.csv."""
-        try:
-            rows = read_rows(self.metrics)
-        except FileNotFoundError:
-            return {}
-        for row in rows:
-            if int(row["epoch"]) == epoch:
-                return {k: float(row[k]) for k in ("val/loss", "val/acc") if row.get(k)}
+        """The validation figures of one epoch (from 1 on) in metrics.csv, if they can be read."""
+        with suppress(OSError, ValueError, KeyError):
+            for row in read_rows(self.metrics):
+                if row["epoch"] == str(epoch):
+                    return {k: float(row[k]) for k in ("val/loss", "val/acc") if row.get(k)}
         return {}
 
     @property

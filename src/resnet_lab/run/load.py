@@ -1,5 +1,6 @@
 """A finished run, ready for use."""
 
+import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,7 +14,7 @@ from torch import nn
 from resnet_lab.classifier import Classifier
 from resnet_lab.config import untrusted
 from resnet_lab.config.check import check
-from resnet_lab.config.compose import CONF
+from resnet_lab.config.compose import CONF, pasted
 from resnet_lab.config.errors import UserError
 from resnet_lab.config.messages import choices_of, offer
 from resnet_lab.config.rules import net_faults
@@ -124,7 +125,8 @@ def _chosen(folder: RunFolder, status: str) -> Path:
     if status != "finished":
         raise UserError(
             f"{folder}: this run is {status}, not finished, so its best weights are not settled; "
-            f"resume it (resume={folder}) or say --checkpoint {found[0]}."
+            f"resume it ({pasted('resume', str(folder))}) or say --checkpoint "
+            f"{shlex.quote(str(found[0]))}."
         )
     return found[0]
 

@@ -20,7 +20,8 @@ from resnet_lab import loggers
 from resnet_lab.callbacks.compile_net import CompileNet
 from resnet_lab.callbacks.confusion_matrix import ConfusionMatrix
 from resnet_lab.callbacks.epoch_log import EpochLog
-from resnet_lab.config.compose import ABSENT, APP, flat, moved, typed
+from resnet_lab.callbacks.last_checkpoint import LastCheckpoint
+from resnet_lab.config.compose import ABSENT, APP, flat, moved, pasted, typed
 from resnet_lab.files import write_text
 from resnet_lab.run.build import Parts
 from resnet_lab.run.folder import RunFolder, program, shown
@@ -67,7 +68,12 @@ class Record:
             self._failed(error)
         self._measure()
         if self.trainer.is_global_zero:
-            self.folder.write_result(self.result)
+            try:
+                self.folder.write_result(self.result)
+            except OSError as failure:
+                if error is None:
+                    raise
+                log.warning(f"{self.folder.result} cannot be written ({failure})")
             settings: dict[str, Any] = {}
             scores: dict[str, float] = {}
             if error is None:
@@ -120,7 +126,8 @@ class Record:
             self.result |= {"status": "paused", **self.folder.validation(self.result["epochs"])}
         if isinstance(error, Stopped):
             train = "python train.py" if program()[0] == "python" else "resnet-lab train"
-            log.info(f"\n{error}; resume it with: {train} resume={shown(self.folder.path)}")
+            resume = pasted("resume", shown(self.folder.path))
+            log.info(f"\n{error}; resume it with: {train} {resume}")
 
     def _measure(self) -> None:
         self.result["seconds"] = round(time.monotonic() - self._began, 3)
@@ -149,6 +156,13 @@ class Record:
         self.folder.write_result(self.result)
         for name, value in self._header().items():
             log.info(f"{name:<12}{value}")
+        if not (self._callback(LastCheckpoint) or cfg.trainer.fast_dev_run):
+            others = ",".join(str(name) for name in cfg.callbacks or ())
+            log.warning(
+                "No checkpoint is kept: this run cannot be resumed, and what is tested is its last "
+                "epoch, not its best. callbacks=... replaces the default callbacks; perhaps "
+                f"callbacks=[default{',' if others else ''}{others}] was meant."
+            )
         devices = 1 if cfg.trainer.sync_batchnorm else self.trainer.world_size
         together = cfg.data.batch_size // devices
         if together < FEW_FOR_BATCHNORM and trains_batchnorm(parts.net):

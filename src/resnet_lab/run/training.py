@@ -5,6 +5,7 @@ import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import timedelta
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -17,13 +18,16 @@ from resnet_lab.board import Board
 from resnet_lab.callbacks.last_checkpoint import steps_done
 from resnet_lab.callbacks.prune import Prune
 from resnet_lab.config.errors import UserError
+from resnet_lab.config.messages import NO_ROOM, cannot_write
 from resnet_lab.data.batches import worker_error
+from resnet_lab.loggers import CSV
 from resnet_lab.run import checkpoint_io, distributed
 from resnet_lab.run.build import Parts, build
 from resnet_lab.run.folder import RunFolder
 from resnet_lab.run.record import Record
 from resnet_lab.run.rendezvous import join
 from resnet_lab.run.stop import handlers_kept
+from resnet_lab.screen import tolerant
 
 for name in ("lightning.pytorch", "lightning.fabric"):
     logging.getLogger(name).setLevel(logging.WARNING)  # our header says what they would
@@ -43,7 +47,7 @@ def train(cfg: DictConfig) -> dict[str, Any]:
         Stopped: it was told to stop; where it stands has been saved.
     """
     folder = RunFolder(cfg.run_dir)
-    with known_warnings(), handlers_kept(), folder.lock():
+    with known_warnings(), handlers_kept(), tolerant(), folder.lock():
         parts = build(cfg)
         trainer, classifier, data = parts.trainer, parts.classifier, parts.datamodule
         checkpoint = _resume_point(parts, folder) if cfg.resume else None
@@ -73,10 +77,10 @@ def best_checkpoint(trainer: Trainer) -> str:
 
 
 def _resume_point(parts: Parts, folder: RunFolder) -> str:
-    """The checkpoint to resume from; the boards forget what will be written again."""
+    """The checkpoint to resume from; local loggers forget what will be written again."""
     path, state = checkpoint_io.newest(folder)
     for logger in parts.trainer.loggers:
-        if isinstance(logger, Board) and parts.trainer.is_global_zero:
+        if isinstance(logger, Board | CSV) and parts.trainer.is_global_zero:
             logger.resume(steps_done(state))
     return str(path)
 
@@ -97,10 +101,20 @@ def _pruned(parts: Parts) -> bool:
 
 @contextmanager
 def plain_errors(cfg: DictConfig) -> Iterator[None]:
-    """Out of memory (of a GPU, or of the host as torch's allocator says it) and a worker's death,
-    which torch raises wherever this process is: each in one sentence."""
+    """What happens to a training from outside, each in one sentence: out of memory (of a GPU, or of
+    the host as torch's allocator says it), a worker's death (torch raises it wherever this process
+    is), a full disk, a folder that is gone."""
     try:
         yield
+    except OSError as error:
+        if isinstance(error, FileNotFoundError) and not Path(cfg.run_dir).is_dir():
+            raise UserError(
+                f"{cfg.run_dir}: this run's folder was removed or renamed while it trained; put it "
+                "back, and go on with resume=..."
+            ) from error
+        if error.errno not in NO_ROOM:
+            raise
+        raise UserError(cannot_write(error.filename or f"into {cfg.run_dir}", error)) from error
     except (RuntimeError, MemoryError) as error:
         if str(error).startswith("DataLoader worker"):
             raise worker_error(error) from error

@@ -19,6 +19,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import IO, Any
 
+from resnet_lab.config.compose import quoted
 from resnet_lab.config.errors import UserError
 from resnet_lab.files import read_json, write_json, write_text
 from resnet_lab.run.folder import RunFolder, SweepFolder, program
@@ -229,7 +230,7 @@ def prepare(record: JobRecord) -> list[str]:
     # A run is resumed by the very command that began it.
     pause = [f"callbacks.last.pause_after={record.rung}"] if record.rung is not None else []
     key = "resume" if record.resume else "hydra.run.dir"
-    return [*job.overrides, *pause, f"{key}={quoted(record.folder)}"]
+    return [*job.overrides, *pause, f"{key}={quoted(str(record.folder))}"]
 
 
 def begin(record: JobRecord) -> None:
@@ -237,22 +238,33 @@ def begin(record: JobRecord) -> None:
     content = _content(record)
     attempts = content["attempts"]
     if not attempts or attempts[-1]["state"] is not None:
-        attempts.append({"started": now(), "seconds": 0.0, "state": None, "killed": False})
-        write_json(RunFolder(record.folder).job, content, durable=True)
+        attempts.append(_attempt())
+        with contextlib.suppress(FileNotFoundError):  # the folder is gone, as `end` will say
+            write_json(RunFolder(record.folder).job, content, durable=True)
     record.state, record.error = State.RUNNING, None
     record.attempts = len(attempts)
 
 
+def _attempt() -> dict[str, Any]:
+    return {"started": now(), "seconds": 0.0, "state": None, "killed": False}
+
+
 def _content(record: JobRecord) -> dict[str, Any]:
-    content = read(RunFolder(record.folder).job)
-    assert content is not None
-    return content
-
-
-def quoted(path: Path) -> str:
-    """A path as a value on Hydra's command line, where "=" and "," have meanings."""
-    text = str(path).replace("\\", "\\\\").replace('"', '\\"')
-    return f'"{text}"'
+    """Its sweep_job.json; put together again where somebody has removed or damaged it."""
+    try:
+        content = read(RunFolder(record.folder).job)
+    except UserError:
+        content = None
+    if content is not None and isinstance(content.get("attempts"), list):
+        return content
+    job = record.job
+    attempts = [_attempt() for _ in range(record.attempts)]
+    return {
+        "attempts": attempts,
+        "overrides": job.overrides,
+        "swept": job.swept,
+        "config": job.config,
+    }
 
 
 def _set_aside(folder: Path) -> None:
@@ -280,6 +292,10 @@ def end(record: JobRecord, status: int, seconds: float, stopping: bool) -> None:
         stopping: whether the sweep had asked it to stop.
     """
     folder = RunFolder(record.folder)
+    if not record.folder.is_dir():
+        record.state, record.resume = State.FAILED, False
+        record.error = "its folder was removed or renamed while it ran"
+        return
     killed = status < 0 or status in STOPPED
     try:
         result = read(folder.result) or {}

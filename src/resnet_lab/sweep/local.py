@@ -198,7 +198,10 @@ class Local:
 
     def _without_server(self) -> list[Ended]:
         lines = ledger.last_lines(self._log)
-        self.lost = f"the process that jobs are forked from has ended: {''.join(lines).strip()}"
+        said = "".join(lines).strip()
+        self.lost = "the process that jobs are forked from has ended; the same command goes on" + (
+            f" ({said})" if said else ""
+        )
         self._selector.unregister(self._server.stdout)  # type: ignore[arg-type]
         self.signal(signal.SIGKILL)
         ended = [self._gone(name, -int(signal.SIGKILL)) for name in sorted(self._running)]
@@ -206,13 +209,16 @@ class Local:
         return ended
 
     def signal(self, number: int) -> None:
-        """Send every job's group a signal; before the server is ready there are none but it."""
+        """Send every job's group a signal; before the server is ready there are none but it.
+
+        SIGKILL ends the server, too: one that is frozen would not tell of any end.
+        """
         self._signal = number
-        if not self._ready and not self.lost:
-            self._server.kill()
         for group in self._groups.values():
             with contextlib.suppress(ProcessLookupError, PermissionError):
                 os.killpg(group, number)
+        if not self.lost and (number == signal.SIGKILL or not self._ready):
+            self._server.kill()
 
 
 def _written(job: Job) -> float:

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from types import FrameType
 from typing import Any, Protocol
 
+from resnet_lab.config.errors import UserError
 from resnet_lab.run.state import State
 from resnet_lab.sweep import ledger
 from resnet_lab.sweep.executor import Executor
@@ -93,7 +94,7 @@ def run(
         save: called whenever a job's state has changed.
 
     Raises:
-        RuntimeError: the executor is lost.
+        UserError: the executor is lost.
     """
     waiting: deque[JobRecord] = deque()
     running: dict[str, JobRecord] = {}
@@ -166,7 +167,7 @@ def run(
                 waiting.clear()
             display.update()
     if executor.lost and not stopping:
-        raise RuntimeError(executor.lost)
+        raise UserError(executor.lost)
     return caught[0] if caught else 0
 
 

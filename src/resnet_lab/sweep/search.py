@@ -21,6 +21,7 @@ from hydra.core.override_parser.types import IntervalSweep, Override, RangeSweep
 from omegaconf import DictConfig, OmegaConf
 
 from resnet_lab import study
+from resnet_lab.config.compose import quoted
 from resnet_lab.config.errors import UserError
 from resnet_lab.config.messages import one_sentence_errors, sentence
 from resnet_lab.run.folder import RunFolder
@@ -206,7 +207,7 @@ class Search:
         if options["pruner"] != "none":
             self.fixed += [
                 f"+{PRUNE}._target_=resnet_lab.callbacks.prune.Prune",
-                f"+{PRUNE}.study={ledger.quoted(Path(folder.name))}",
+                f"+{PRUNE}.study={quoted(folder.name)}",
                 f"+{PRUNE}.objective={options['objectives'][0]}",
                 f"+{PRUNE}.pruner={options['pruner']}",
                 f"+{PRUNE}.options={_hydra_mapping(options['pruner_options'])}",

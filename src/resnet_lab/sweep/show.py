@@ -3,6 +3,7 @@
 The best job is chosen by validation accuracy; test accuracy is printed beside it.
 """
 
+import contextlib
 import time
 from collections import Counter
 from collections.abc import Callable, Sequence
@@ -176,9 +177,11 @@ def accuracies(folder: Path) -> dict[int, float | None]:
         rows = read_rows(RunFolder(folder).metrics)
     except (OSError, ValueError):
         return {}
-    return {
-        int(row["epoch"]): float(row["val/acc"]) if row.get("val/acc") else None for row in rows
-    }
+    found: dict[int, float | None] = {}
+    for row in rows:
+        with contextlib.suppress(ValueError, KeyError):  # a line that is cut off
+            found[int(row["epoch"])] = float(row["val/acc"]) if row.get("val/acc") else None
+    return found
 
 
 def scores(record: JobRecord) -> dict[str, Any]:

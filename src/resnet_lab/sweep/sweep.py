@@ -15,7 +15,7 @@ from resnet_lab.config.messages import one_sentence_errors
 from resnet_lab.files import write_text
 from resnet_lab.run.folder import SweepFolder
 from resnet_lab.run.state import State
-from resnet_lab.screen import console
+from resnet_lab.screen import console, tolerant
 from resnet_lab.sweep import grid, halving, ledger, show
 from resnet_lab.sweep.executor import Executor
 from resnet_lab.sweep.halving import Halving
@@ -45,7 +45,7 @@ class Sweep:
                 signal's number where a signal ended the sweep.
         """
         patience = self.executor.grace_seconds + LOCK_PATIENCE
-        with ledger.locked(self.folder, patience) as lock:
+        with tolerant(), ledger.locked(self.folder, patience) as lock:
             self.executor.find_running(self.folder)
             self.source.refresh()
             self._save()
