@@ -44,7 +44,7 @@ def test_model(config, name):
 
 @pytest.mark.parametrize("name", choices("data"))
 def test_data(config, name, tmp_path):
-    for split in ("train", "test"):
+    for split in ("train", "val", "test"):
         for kind in ("cat", "dog"):
             (tmp_path / "photos" / split / kind).mkdir(parents=True)
             Image.new("RGB", (8, 8)).save(tmp_path / "photos" / split / kind / "0.png")
@@ -56,7 +56,7 @@ def test_data(config, name, tmp_path):
     assert isinstance(module, LightningDataModule)
     expected = {"digits": (10, 32), "cifar10": (10, 32), "cifar100": (100, 32)}
     found = resolve(module.source, cfg.data.num_classes, cfg.data.image_size)
-    assert found == expected.get(name, (2, 8))
+    assert found == expected.get(name, (2, 224 if name == "imagenet" else 8))
 
 
 def test_data_keys_are_the_arguments_of_the_data_module(config):

@@ -238,7 +238,7 @@ def test_of_an_image_folder_only_the_split_that_is_scored_is_needed(
         ("+data.more=1", "only key=value can be given here"),
         ("data.batch_size=1,2", "only key=value can be given here"),
         ("data.batch_size=0", "data.batch_size=0: must be a whole number of 1 or more"),
-        ("data=imagenet", "data=imagenet: there is no such choice; did you mean imagefolder?"),
+        ("data=imagefoldr", "data=imagefoldr: there is no such choice; did you mean imagefolder?"),
         ("trainer.devices=[0,1]", "trainer.devices=[0, 1]: one device evaluates"),
         ("trainer.devices=[99]", "trainer: "),
         ("trainer.devices=2", "trainer.devices=2: one device evaluates"),

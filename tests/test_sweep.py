@@ -4,9 +4,11 @@ import csv
 import io
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
+import time
 from collections import Counter
 from pathlib import Path
 
@@ -583,9 +585,61 @@ def test_a_killed_sweep_leaves_no_process_and_the_next_goes_on(bench):
 def test_without_its_server_a_sweep_ends_and_so_do_the_jobs(bench):
     done = bench.run("+how=orphan,finish", "sweep.jobs=1")
     assert done.returncode != 0
-    assert "the process that jobs are forked from has ended" in done.stderr
+    assert done.stderr.startswith("error: the process that jobs are forked from has ended")
+    assert "Traceback" not in done.stderr
     wait_until(lambda: not alive(bench.seen("how=orphan")["pid"]))
     assert bench.states() == {"how=orphan": "failed", "how=finish": "waiting"}
+
+
+@pytest.mark.parametrize("harm", ["sweep_job.json", "torn", "metrics"])
+def test_what_somebody_removes_from_a_job_costs_nothing(bench, harm):
+    process = bench.start("+how=sleep,finish", "sweep.jobs=2")
+    folder = bench.sweep / "how=sleep"
+    wait_until(lambda: (folder / "ready").exists() and "finished" in bench.states().values())
+    if harm == "sweep_job.json":
+        (folder / "sweep_job.json").unlink()
+    elif harm == "torn":
+        (folder / "sweep_job.json").write_text('{"attempts": [')
+    else:
+        (folder / "metrics.csv").write_text("epoch,val/acc\n1,0.")
+    time.sleep(0.5)  # in which the sweep shows it
+    process.send_signal(signal.SIGTERM)
+    said = process.communicate(timeout=30)[0]
+    assert "Traceback" not in said
+    assert process.returncode == 143
+    assert bench.states()["how=sleep"] == "interrupted"
+    told = json.loads((folder / "sweep_job.json").read_text())
+    assert told["attempts"][-1]["state"] == "interrupted"
+
+
+def test_a_job_without_its_folder_fails_and_the_others_go_on(bench):
+    process = bench.start("+how=sleep,finish,exit", "sweep.jobs=1")
+    folder = bench.sweep / "how=sleep"
+    wait_until((folder / "ready").exists)
+    job = bench.seen("how=sleep")["pid"]
+    shutil.rmtree(folder)
+    os.kill(job, signal.SIGKILL)
+    said = process.communicate(timeout=30)[0]
+    assert "Traceback" not in said
+    assert process.returncode == 1
+    error = bench.jobs()["how=sleep"]["error"]
+    assert error == "its folder was removed or renamed while it ran"
+    assert bench.states()["how=finish"] == "finished"
+
+
+def test_a_frozen_server_does_not_keep_a_sweep_from_ending(bench):
+    process = bench.start("+how=sleep", "seed=0,1", "sweep.jobs=2")
+    wait_until(lambda: len(list(bench.sweep.glob("*/ready"))) == 2)
+    jobs = [bench.seen(path.parent.name) for path in bench.sweep.glob("*/ready")]
+    os.kill(jobs[0]["parent"], signal.SIGSTOP)
+    process.send_signal(signal.SIGINT)
+    time.sleep(0.3)
+    process.send_signal(signal.SIGINT)
+    said = process.communicate(timeout=15)[0]
+    assert "Traceback" not in said
+    assert process.returncode == 130
+    wait_until(lambda: not any(alive(job["pid"]) for job in jobs))
+    assert not alive(jobs[0]["parent"])
 
 
 # ---------------------------------------------------------------- the real thing

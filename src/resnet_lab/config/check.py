@@ -8,7 +8,7 @@ from typing import Any
 
 from omegaconf import DictConfig, ListConfig, OmegaConf
 
-from resnet_lab.config.compose import typed
+from resnet_lab.config.compose import absolute, typed
 from resnet_lab.config.errors import UserError
 from resnet_lab.config.rules import NETS, net_faults, plain, spelled, value_faults
 from resnet_lab.config.untrusted import check_names, check_values, read_yaml
@@ -94,11 +94,15 @@ def _contradictions(cfg: DictConfig, training: bool) -> Iterator[str]:
     if root is not None and source and "root" not in source:
         yield f"data.root={root}: these images come from no folder; data=imagefolder reads one."
     if str(source.get("_target_")).endswith(".ImageFolder"):
-        for folder in (Path(root, name) for name in ("", "train", "test")[: 3 if training else 1]):
+        needed = ["", "train"]
+        if cfg.data.get("test_size") is None:
+            needed.append(cfg.data.get("test_split") or "test")
+        for folder in (Path(absolute(root), name) for name in (needed if training else [""])):
             if not folder.is_dir():
                 yield (
                     f"data.root={root}: there is no folder {folder}; data.root must hold train/ "
-                    "and test/ (and may hold val/), each with one folder of images per class."
+                    "and test/ (and may hold val/), each with one folder of images per class. "
+                    "Without test/: data.test_size=0.1, or data.test_split=val."
                 )
                 break
 

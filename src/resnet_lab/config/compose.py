@@ -74,9 +74,18 @@ def typed(config: DictConfig, kind: str) -> list[str]:
     return overrides
 
 
-def quoted(text: str) -> str:
+def absolute(path: str) -> str:
+    """A path as the user means it: "~" is her home, and it begins where she stands, wherever the
+    run works (hydra.job.chdir)."""
+    from hydra.core.hydra_config import HydraConfig
+
+    base = HydraConfig.get().runtime.cwd if HydraConfig.initialized() else ""
+    return os.path.abspath(os.path.join(base, os.path.expanduser(path)))
+
+
+def quoted(text: object) -> str:
     """A text as a value on Hydra's command line, where "=" and "," have meanings."""
-    return '"' + text.replace("\\", "\\\\").replace('"', '\\"') + '"'
+    return '"' + str(text).replace("\\", "\\\\").replace('"', '\\"') + '"'
 
 
 def pasted(key: str, value: str) -> str:
@@ -112,7 +121,7 @@ def _flat(node: Any, key: str) -> Iterator[tuple[str, Any]]:
         for name, child in node.items():
             yield from _flat(child, f"{key}.{name}" if key else str(name))
     elif key in ("data.root", "data.cache_dir") and isinstance(node, str) and "${" not in node:
-        yield key, str(Path(node).absolute())
+        yield key, absolute(node)
     else:
         yield key, node
 

@@ -91,6 +91,13 @@ RULES: dict[str, Rule] = {
         lambda v: _number(v) and (0 <= v < 1 or (_whole(v) and v >= 1)),
         "a share from 0 to below 1, or a whole number of images",
     ),
+    "data.test_size": _or_null(
+        (
+            lambda v: _number(v) and (0 < v < 1 or (_whole(v) and v >= 1)),
+            "a share above 0 and below 1, or a whole number of images",
+        )
+    ),
+    "data.test_split": _one_of("test", "val"),
     "data.mean": _or_null(_TRIPLE),
     "data.std": _or_null(
         (lambda v: _TRIPLE[0](v) and all(x > 0 for x in v), _TRIPLE[1] + ", above 0")

@@ -78,7 +78,8 @@ class ImageDataModule(LightningDataModule):
         crop_padding: pixels of black around an image before its random crop; 0 is no crop.
         channels: 3, or 1 for `augment.gray` images.
         eval_batch_size: it does not follow the number of devices, so the figures do not either.
-        root: for the config, which passes it on to the source.
+        test_size: of a source without test images; they are the same whatever `seed`.
+        root, test_split: for the config, which passes them on to the source.
 
     Attributes (there after `setup`):
         mean, std: as above, given or computed.
@@ -116,6 +117,8 @@ class ImageDataModule(LightningDataModule):
         check: int | None = 100_000,
         worker_timeout: int = 300,
         channels: int = 3,
+        test_size: float | None = None,
+        test_split: str = "test",
     ) -> None:
         super().__init__()
         if (mean is None) != (std is None):
@@ -132,11 +135,12 @@ class ImageDataModule(LightningDataModule):
         self.workers = workers
         self.memory_limit = memory_limit
         self.eval_batch_size = eval_batch_size or min(batch_size, MOST_IN_EVALUATION)
-        self.cache_dir = cache_dir
+        self.cache_dir = os.path.expanduser(cache_dir)
         self.on_bad_image = on_bad_image
         self.check = check
         self.worker_timeout = worker_timeout
         self.channels = channels
+        self.test_size = test_size
         self._given = num_classes, image_size
         if mean is not None and std is not None:
             self.mean, self.std = list(map(float, mean)), list(map(float, std))
@@ -173,10 +177,19 @@ class ImageDataModule(LightningDataModule):
         self.class_names = source.class_names
         # A folder that is only evaluated may lack splits.
         n = {split: len(source.labels(split)) for split in source.splits}
-        train, val = np.arange(n.get("train", 0)), np.arange(n.get("val", 0))
+        train, val, test = (np.arange(n.get(name, 0)) for name in ("train", "val", "test"))
         labels = source.labels("train") if "train" in n else train
+        if "train" in n and "test" not in n and self.test_size is not None:
+            train, test = split_validation(labels, self.test_size, seed=0)
         if "train" in n and "val" not in n:
-            train, val = split_validation(labels, self.val_size, self.seed)
+            kept, cut = split_validation(labels[train], self.val_size, self.seed)
+            train, val = train[kept], train[cut]
+        if not len(test) and not getattr(source, "only", ()):
+            raise UserError(
+                "there are no test images (no folder test/ with a folder per class); cut some from "
+                "the training images with data.test_size=0.1, or take val/ for the test with "
+                "data.test_split=val"
+            )
         if self.train_size is not None:
             if self.train_size > len(train):
                 raise UserError(
@@ -185,7 +198,7 @@ class ImageDataModule(LightningDataModule):
                 )
             if self.train_size < len(train):
                 train = train[split_validation(labels[train], self.train_size, self.seed)[1]]
-        self._indices = {"train": train, "val": val, "test": np.arange(n.get("test", 0))}
+        self._indices = {"train": train, "val": val, "test": test}
         self.n_train, self.n_val, self.n_test = (len(i) for i in self._indices.values())
         if "train" in n:
             self.train_batches = len(TrainPlan(self.n_train, self.batch_size, self.seed, epoch=0))
@@ -194,7 +207,7 @@ class ImageDataModule(LightningDataModule):
         self.streaming = self.photographs or gigabytes > self.memory_limit
 
     def _part(self, name: str) -> Part:
-        split = name if name in self.source.splits else "train"  # a val part cut from it
+        split = name if name in self.source.splits else "train"  # a part cut from it
         images = self.source, split, self._indices[name], self.image_size
         if not self.streaming:
             return InMemory(*images)

@@ -3,6 +3,7 @@
 import math
 import os
 import stat
+from functools import cache
 
 import numpy as np
 from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
@@ -11,16 +12,15 @@ from resnet_lab.files import printable
 
 # Which files are taken for images by their name, and the format that each should be in.
 FORMATS = {
-    ".jpg": "JPEG",
-    ".jpeg": "JPEG",
-    ".png": "PNG",
-    ".bmp": "BMP",
+    **dict.fromkeys((".jpg", ".jpeg", ".jpe", ".jfif"), "JPEG"),
+    **dict.fromkeys((".png", ".apng"), "PNG"),
+    **dict.fromkeys((".bmp", ".dib"), "BMP"),
+    **dict.fromkeys((".tif", ".tiff"), "TIFF"),
+    **dict.fromkeys((".ppm", ".pgm", ".pbm", ".pnm"), "PPM"),
+    **dict.fromkeys((".jp2", ".j2k", ".jpx"), "JPEG2000"),
     ".webp": "WEBP",
     ".gif": "GIF",
-    ".tif": "TIFF",
-    ".tiff": "TIFF",
-    ".ppm": "PPM",
-    ".pgm": "PPM",
+    ".avif": "AVIF",
 }
 EXTENSIONS = tuple(FORMATS)
 SMALL = 64  # pixels a side: up to here images are kept in memory
@@ -32,6 +32,13 @@ Image.MAX_IMAGE_PIXELS = None  # `open_image` looks itself: PIL merely warns, an
 
 # The aspects of a random-resized-crop: Szegedy et al. 2014 (arXiv 1409.4842, section 6).
 ASPECT = (3 / 4, 4 / 3)
+
+
+@cache
+def _kinds() -> list[str]:
+    """The kinds of `FORMATS` that this Pillow was built with."""
+    Image.init()
+    return sorted(set(FORMATS.values()) & set(Image.OPEN))
 
 
 def open_image(path: str | os.PathLike[str]) -> Image.Image:
@@ -46,7 +53,7 @@ def open_image(path: str | os.PathLike[str]) -> Image.Image:
     """
     if not stat.S_ISREG(os.stat(path).st_mode):
         raise ValueError("it is no regular file")
-    image = Image.open(path, formats=sorted(set(FORMATS.values())))
+    image = Image.open(path, formats=_kinds())
     if image.width * image.height > MOST_PIXELS:
         image.close()
         raise ValueError(
@@ -59,7 +66,7 @@ def open_image(path: str | os.PathLike[str]) -> Image.Image:
 def reason(error: Exception) -> str:
     """Why a file could not be decoded, in one line."""
     if isinstance(error, UnidentifiedImageError):
-        kinds = ", ".join(sorted(set(FORMATS.values())))
+        kinds = ", ".join(_kinds())
         return f"its content is no image (of {kinds})"
     if isinstance(error, OSError) and error.strerror:
         return error.strerror

@@ -122,7 +122,10 @@ def inspect_folder(source: ImageFolder, on_bad_image: str, most: int | None) -> 
         bad |= all_faults(source, split, faults)
         misnamed |= {source.describe(split, index): why for index, why in others.items()}
         if unknown := source.unknown_files(split):
-            remarks.append(f"{unknown:,} files of {split} are no images by their names")
+            endings = ", ".join(f"{ending} {n:,}" for ending, n in unknown.most_common(5))
+            remarks.append(
+                f"{unknown.total():,} files of {split} are no images by their names ({endings})"
+            )
         if len(indices) < (n := len(source.labels(split))):
             checked = f"{len(indices):,} of the {n:,} images of {split} were checked"
             remarks.append(f"{checked} (all by data.check=null)")

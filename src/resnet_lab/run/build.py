@@ -1,6 +1,5 @@
 """From a composed config to data, net, classifier and trainer; the only user of instantiate."""
 
-import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import timedelta
@@ -16,7 +15,7 @@ from torch import nn
 
 from resnet_lab.classifier import Classifier
 from resnet_lab.config.check import PRETRAINED, trunk_run
-from resnet_lab.config.compose import from_environment
+from resnet_lab.config.compose import absolute, from_environment
 from resnet_lab.config.errors import UserError
 from resnet_lab.data.datamodule import ImageDataModule
 from resnet_lab.data.sources import Source
@@ -135,7 +134,7 @@ def _on_this_machine(cfg: DictConfig) -> DictConfig:
     cfg = _open_copy(cfg)
     for key in ("root", "cache_dir"):
         if cfg.data.get(key) is not None:
-            cfg.data[key] = os.path.abspath(cfg.data[key])
+            cfg.data[key] = absolute(cfg.data[key])
     cfg.trainer.precision = resolve_precision(cfg.trainer.precision, cfg.trainer.accelerator)
     return follow_trunk(cfg)
 
@@ -153,7 +152,7 @@ def follow_trunk(cfg: DictConfig) -> DictConfig:
     if run is not None and cfg.model.weights == "DEFAULT":
         cfg.model.weights = str(RunFolder(trunk).own_best())
     if cfg.model.weights not in (None, "DEFAULT"):
-        cfg.model.weights = os.path.abspath(cfg.model.weights)
+        cfg.model.weights = absolute(cfg.model.weights)
     if run is not None:
         cfg.model.trunk = run["model"]
         images = run["data"]

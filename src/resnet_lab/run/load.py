@@ -156,7 +156,8 @@ def apply_overrides(
                 raise UserError(f"data={value}: there is no such choice; {possible}")
             chosen: Any = OmegaConf.to_container(OmegaConf.load(CONF / "data" / f"{value}.yaml"))
             data["root"] = chosen.get("root")
-            places = {"root": data["root"], "cache_dir": data["cache_dir"]}
+            data["test_split"] = chosen.get("test_split", "test")
+            places = {key: data[key] for key in ("root", "cache_dir", "test_split")}
             data["source"] = {k: places.get(k, v) for k, v in chosen["source"].items()}
             typed.add("data.root")
             continue
@@ -175,6 +176,8 @@ def apply_overrides(
             raise UserError(f"{key}: there is no such key; {offer(last, keys)}")
         node[last] = value
         typed.add(key)
-        if key in ("data.root", "data.cache_dir") and last in (data.get("source") or {}):
+        if key in ("data.root", "data.cache_dir", "data.test_split") and last in (
+            data.get("source") or {}
+        ):
             data["source"][last] = value  # in a run's config nothing refers to anything else
     return typed

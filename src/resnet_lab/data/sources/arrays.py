@@ -1,6 +1,7 @@
 """Sets that come as arrays of one size rather than as files, one per image; digits are one."""
 
 import json
+import os
 from functools import partial
 from pathlib import Path
 from typing import ClassVar, NamedTuple
@@ -32,7 +33,7 @@ class ArraySource:
     own_size: ClassVar[int] = 32
 
     def __init__(self, cache_dir: str) -> None:
-        self.cache_dir = cache_dir
+        self.cache_dir = os.path.expanduser(cache_dir)
         self._open: dict[str, Arrays] = {}
 
     def fingerprint(self, split: str) -> str:

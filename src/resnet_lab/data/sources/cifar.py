@@ -1,5 +1,6 @@
 """CIFAR-10 and CIFAR-100, which torchvision downloads, verifies and unpacks."""
 
+import os
 import warnings
 from contextlib import ExitStack, suppress
 from functools import cached_property
@@ -30,7 +31,7 @@ class CIFAR10(ArraySource):
 
     def __init__(self, root: str, cache_dir: str, download: bool = True) -> None:
         super().__init__(cache_dir)
-        self.root = root
+        self.root = os.path.expanduser(root)
         self.download = download
 
     def fingerprint(self, split: str) -> str:

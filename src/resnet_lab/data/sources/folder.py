@@ -5,7 +5,7 @@ from collections import Counter
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from functools import cached_property, partial
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from PIL import Image
@@ -27,18 +27,20 @@ class Listing(NamedTuple):
     labels: np.ndarray  # int64 [n]
     fingerprint: str
     faults: dict[str, str]  # see `ImageFolder.faults`
-    unknown_files: int  # no images by their name; hidden ones are not counted
+    unknown_files: Counter[str]  # no images by their name: how many of each ending
 
 
 class ImageFolder:
-    """A folder with train/ and test/, and optionally val/, each with one folder per class.
+    """A folder with train/, and perhaps val/ and test/, each with one folder per class.
 
-    Class names are the folders of train/, sorted. The images of a class lie in its folder itself.
-    Files that are hidden or no images by their extension are left out, and so are those that can
-    be none whatever is in them, see `faults`. Nothing is opened to list a folder;
-    `inspect.inspect_folder` looks into the files.
+    Class names are the folders of train/, sorted. The images of a class lie in its folder or below
+    it; links are followed. Files that are hidden or no images by their extension are left out, and
+    so are those that can be none whatever is in them, see `faults`. Nothing is opened to list a
+    folder; `inspect.inspect_folder` looks into the files. A val/ or test/ without a folder of a
+    class is taken not to be there.
 
     Args:
+        test_split: the folder that is the test split; "val" for ImageNet as it is handed out.
         left_out: paths of images, relative to the root, that are not listed.
         only: the splits to read, where the others need not be there. The classes are the folders
             of the first one. Empty: all, as above.
@@ -50,40 +52,63 @@ class ImageFolder:
         cache_dir: str,
         left_out: Collection[str] = (),
         only: Sequence[str] = (),
+        test_split: str = "test",
     ) -> None:
-        self.root = root
-        self.cache_dir = cache_dir
+        if test_split not in ("test", "val"):
+            raise UserError(f"data.test_split={printable(test_split)}: must be test or val.")
+        self.root = os.path.expanduser(root)
+        self.cache_dir = os.path.expanduser(cache_dir)
+        self.test_split = test_split
         self.left_out = frozenset(left_out)
         self.only = tuple(only)
 
     def without(self, bad: Mapping[str, Iterable[int]]) -> "ImageFolder":
         """The same folder, but for these images of each split."""
         paths = {self._listings[split].paths[i] for split, some in bad.items() for i in some}
-        return ImageFolder(self.root, self.cache_dir, self.left_out | paths, self.only)
+        return self._with(left_out=self.left_out | paths)
 
-    def to_evaluate(self, split: str) -> "ImageFolder":
+    def _with(self, **changed: Any) -> "ImageFolder":
+        own = {name: getattr(self, name) for name in ("left_out", "only", "test_split")}
+        return ImageFolder(self.root, self.cache_dir, **{**own, **changed})
+
+    def to_evaluate(self, split: str, test_is_cut: bool = False) -> "ImageFolder":
         """The same folder, of which only what evaluates "train", "val" or "test" is read.
 
-        Validation images may be a part of train/.
+        Validation images may be a part of train/, and so may test images where `test_is_cut`.
         """
-        brings_val = Path(self.root, "val").is_dir()
-        cut_from_train = ("train", "val") if brings_val else ("train",)
-        only = (split,) if split == "test" or (split == "val" and brings_val) else cut_from_train
-        return ImageFolder(self.root, self.cache_dir, self.left_out, only)
+        cut = {"train": True, "val": not self._is_there("val"), "test": test_is_cut}[split]
+        of_train = ("train", "val") if self._is_there("val") else ("train",)
+        return self._with(only=of_train if cut else (split,))
 
     # ------------------------------------------------------------------ what there is
 
     @cached_property
     def splits(self) -> tuple[str, ...]:
-        for split in self.only or ("train", "test"):
-            if not Path(self.root, split).is_dir():
+        for split in self.only or ("train",):
+            if not Path(self._folder_of(split)).is_dir():
                 raise UserError(
-                    f"{printable(self.root)}/{split} is no folder; data.root must hold train/ and "
-                    "test/ (and may hold val/), each with one folder of images per class"
+                    f"{printable(self._folder_of(split))} is no folder; data.root must hold train/ "
+                    "and test/ (and may hold val/), each with one folder of images per class"
                 )
-        if self.only:
-            return self.only
-        return ("train", "val", "test") if Path(self.root, "val").is_dir() else ("train", "test")
+        return self.only or (
+            "train",
+            *(split for split in ("val", "test") if self._is_there(split)),
+        )
+
+    def _folder_of(self, split: str) -> str:
+        return os.path.join(self.root, self.test_split if split == "test" else split)
+
+    def _is_there(self, split: str) -> bool:
+        """Whether the folder of a split holds any folder; none is "val" where it is the test."""
+        if split == "val" and self.test_split == "val":
+            return False
+        try:
+            with os.scandir(self._folder_of(split)) as entries:
+                return any(e.name[0] != "." and e.is_dir() for e in entries)
+        except (FileNotFoundError, NotADirectoryError):
+            return False
+        except OSError:
+            return True  # what is wrong with it is said when it is read
 
     @cached_property
     def class_names(self) -> list[str]:
@@ -100,7 +125,7 @@ class ImageFolder:
     def _class_folders(self, split: str) -> list[str]:
         """The names as on the disk, sorted."""
         assert split in self.splits
-        folder = os.path.join(self.root, split)
+        folder = self._folder_of(split)
         try:
             faults = {folder: self._link_fault(folder)}
             with os.scandir(folder) as entries:
@@ -132,18 +157,19 @@ class ImageFolder:
                 f"{verb} {', '.join(sorted(some))}" for verb, some in both if some
             )
             raise UserError(
-                f"{printable(f'{self.root}/{split}')} must have the classes of train/, but "
+                f"{printable(self._folder_of(split))} must have the classes of train/, but "
                 f"{printable(differences)}"
             )
         stamps: list[Stamp] = []
         labels: list[int] = []
         faults: dict[str, str] = {}
         wrong: dict[str, str | None] = {}
-        unknown_files = 0
+        unknown_files = Counter[str]()
         for label, name in enumerate(names):
-            folder = os.path.join(self.root, split, name)
+            folder = os.path.join(self._folder_of(split), name)
             try:
-                found, faulty, others = self._scan(folder, f"{split}/{name}")
+                prefix = f"{os.path.basename(self._folder_of(split))}/{name}"
+                found, faulty, others = self._scan(folder, prefix)
                 wrong[folder] = None if found else _why_empty(folder, len(faulty))
             except OSError as error:
                 wrong[folder] = reason(error)
@@ -156,28 +182,47 @@ class ImageFolder:
         paths, name = [s[0] for s in stamps], fingerprint(self.root, stamps, "imagefolder", split)
         return Listing(paths, np.array(labels, np.int64), name, faults, unknown_files)
 
-    def _scan(self, folder: str, prefix: str) -> tuple[list[Stamp], dict[str, str], int]:
-        """What lies in a class folder: stamps of its images, faults, and how many other files."""
-        found, faults, unknown_files = [], {}, 0
+    def _scan(
+        self, folder: str, prefix: str, above: frozenset[tuple[int, int]] = frozenset()
+    ) -> tuple[list[Stamp], dict[str, str], Counter[str]]:
+        """What lies in a class folder and below: stamps of its images, faults, and the endings of
+        other files.
+
+        Args:
+            prefix: its path from the root on.
+            above: device and inode of the folders that it lies in.
+        """
+        found, faults, others = list[Stamp](), dict[str, str](), Counter[str]()
+        status = os.stat(folder)
+        above |= {(status.st_dev, status.st_ino)}
         with os.scandir(folder) as entries:
             for e in entries:
                 path = f"{prefix}/{e.name}"
                 if e.name.startswith("."):
                     continue
-                if not e.name.lower().endswith(EXTENSIONS):
-                    unknown_files += e.is_file(follow_symlinks=False)
-                elif e.is_dir(follow_symlinks=False):
-                    continue
+                if e.is_symlink() and (fault := self._link_fault(e.path)):
+                    faults[printable(path)] = printable(fault)
+                elif e.is_dir():
+                    if e.name in STRAY_FOLDERS:
+                        continue
+                    inside = e.stat()
+                    if (inside.st_dev, inside.st_ino) in above:
+                        faults[printable(path)] = "a link in a loop"
+                        continue
+                    inner = self._scan(e.path, path, above)
+                    found += inner[0]
+                    faults |= inner[1]
+                    others += inner[2]
+                elif not e.name.lower().endswith(EXTENSIONS):
+                    others[os.path.splitext(e.name)[1].lower() or "none"] += e.is_file()
                 elif fault := "left out" if path in self.left_out else self._fault(e):
                     faults[printable(path)] = printable(fault)
                 else:
                     found.append(stamp(path, e.stat()))
-        return found, faults, unknown_files
+        return found, faults, others
 
     def _fault(self, e: os.DirEntry[str]) -> str | None:
         """Why a file that is an image by its name can be none, or None."""
-        if e.is_symlink() and (fault := self._link_fault(e.path)):
-            return fault
         if not e.is_file():
             return "it is no regular file"
         status = e.stat()
@@ -187,12 +232,8 @@ class ImageFolder:
             return None
         return "it may not be read (its permissions)"
 
-    @cached_property
-    def _real_root(self) -> str:
-        return os.path.realpath(self.root)
-
     def _link_fault(self, link: str) -> str | None:
-        """What is wrong with where a link leads; None where it is none. The root may be one."""
+        """What is wrong with where a link leads; None where it is none, or a good one."""
         if not os.path.islink(link):
             return None
         try:
@@ -201,8 +242,6 @@ class ImageFolder:
             return "a link to nothing"
         except OSError as error:
             return f"a link that leads nowhere ({reason(error)})"
-        if os.path.commonpath([target, self._real_root]) != self._real_root:
-            return f"a link out of the data's root (to {target})"
         folder = os.path.realpath(os.path.dirname(link))
         if os.path.commonpath([target, folder]) == target:
             return f"a link in a loop (back to {target})"
@@ -211,12 +250,13 @@ class ImageFolder:
     def faults(self, split: str) -> dict[str, str]:
         """Path -> reason, of files that are images by their name and not listed, `printable`.
 
-        They are empty or unreadable, pipes and the like, links to nothing, in a loop or out of the
-        root, or in `left_out`.
+        They are empty or unreadable, pipes and the like, links to nothing or in a loop, or in
+        `left_out`.
         """
         return self._listings[split].faults
 
-    def unknown_files(self, split: str) -> int:
+    def unknown_files(self, split: str) -> Counter[str]:
+        """How many files of each ending are no images by their names; hidden ones do not count."""
         return self._listings[split].unknown_files
 
     def fingerprint(self, split: str) -> str:
@@ -270,9 +310,6 @@ class ImageFolder:
 def _why_empty(folder: str, faulty: int) -> str:
     if faulty:
         return f"holds no good image ({faulty:,} bad)"
-    below = (f for inner, _, files in os.walk(folder) if inner != folder for f in files)
-    if any(f.lower().endswith(EXTENSIONS) and not f.startswith(".") for f in below):
-        return "holds images in folders below it only; they must lie in the folder of the class"
     return f"holds no image ({' '.join(EXTENSIONS)})"
 
 
