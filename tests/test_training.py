@@ -1,13 +1,17 @@
 """A run from config to result: what it leaves behind, and that its numbers are right."""
 
 import json
+import logging
 import re
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from hydra import compose, initialize_config_dir
 from lab import (
+    CONF,
     CPU,
     EXACT,
     QUICK,
@@ -23,8 +27,13 @@ from lab import (
 )
 from omegaconf import OmegaConf
 from tensorboard.plugins.hparams.plugin_data_pb2 import HParamsPluginData
+from torch.optim.lr_scheduler import StepLR
 
-from resnet_lab.run import build, machine, training
+from resnet_lab.classifier import Classifier
+from resnet_lab.config.check import check
+from resnet_lab.config.compose import VERSION_BASE
+from resnet_lab.config.errors import UserError
+from resnet_lab.run import build, load, machine, training
 from resnet_lab.run.folder import RunFolder
 from resnet_lab.run.resume import resumed
 
@@ -233,6 +242,80 @@ def test_precision_auto_follows_the_hardware(monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation: False)
     assert machine.resolve_precision("auto", "gpu") == "32"
+
+
+@pytest.mark.parametrize(
+    ("scheduler", "rates"),
+    [
+        # The rate when an epoch's row is written: before Lightning has a plateau looked for, after
+        # the step of the others. No loss is better than the best by a threshold of 100 times it.
+        (["StepLR", "+scheduler.step_size=2", "+scheduler.gamma=0.5"], [0.1, 0.05, 0.05]),
+        (["ReduceLROnPlateau", "+scheduler.patience=0", "+scheduler.threshold=100"], [0.1, 0.01]),
+        (["ExponentialLR", "+scheduler.gamma=0.1"], [0.01, 0.001]),
+    ],
+)
+def test_torchs_own_schedulers_step_after_each_epoch(config, scheduler, rates):
+    name, *options = scheduler
+    target = f"scheduler._target_=torch.optim.lr_scheduler.{name}"
+    with initialize_config_dir(str(CONF), **VERSION_BASE):
+        cfg = compose("train", overrides=[*QUICK, "trainer.max_epochs=3", target, *options])
+    cfg.run_dir = config().run_dir
+    cfg.data.cache_dir = config().data.cache_dir
+    training.train(cfg)
+    found = [float(row["lr"]) for row in read_csv(Path(cfg.run_dir, "metrics.csv"))]
+    assert found[: len(rates)] == pytest.approx(rates)
+    load.load_run(Path(cfg.run_dir))  # its config may name it
+
+
+def test_a_scheduler_in_python_may_be_torchs(config):
+    parts = build.build(config(*QUICK))
+    made = []
+    bare = ("callbacks=[]", "logger=[]", "trainer.enable_checkpointing=false")
+
+    def scheduler(optimizer):
+        made.append(StepLR(optimizer, 1))
+        return made[-1]
+
+    for given in (partial(StepLR, step_size=1), scheduler):
+        classifier = Classifier(parts.net, partial(torch.optim.SGD, lr=0.1), given)
+        trainer = build.build(config(*QUICK, *bare)).trainer
+        trainer.fit(classifier, datamodule=build.build(config(*QUICK)).datamodule)
+        assert trainer.optimizers[0].param_groups[0]["lr"] == pytest.approx(0.001)
+    assert len(made) == 1
+
+
+def test_another_optimizer_need_not_take_the_settings_of_ours_away(config, caplog):
+    with caplog.at_level(logging.INFO):
+        parts = build.build(config("optimizer._target_=torch.optim.RMSprop"))
+    optimizer = parts.classifier._optimizer([{"params": list(parts.net.parameters())}])
+    assert type(optimizer) is torch.optim.RMSprop
+    assert optimizer.defaults["momentum"] == 0.9
+    said = [record.getMessage() for record in caplog.records]
+    assert "optimizer.nesterov: torch.optim.RMSprop takes none, so it is left out" in said
+
+
+def test_what_cannot_be_is_one_sentence(config):
+    def made(cfg):
+        check(cfg)
+        return build.build(cfg)
+
+    for wish, sentence in (
+        ("optimizer._target_=torch.optim.LBFGS", "many passes over a batch"),
+        ("trainer.devices=[0,1]", "should be an int > 0"),
+        ("trainer.sync_batchnorm=true", "on GPUs alone"),
+    ):
+        with pytest.raises(UserError, match=sentence) as error:
+            made(config(*QUICK, wish))
+        assert "\n" not in str(error.value)
+
+
+def test_no_logger_no_callback_and_no_test_are_wishes_like_any(config):
+    result = training.train(
+        config(*QUICK[:-1], "logger=[]", "callbacks=[]", "trainer.limit_test_batches=0")
+    )
+    assert result["status"] == "finished"
+    assert "val/acc" in result
+    assert "test/acc" not in result
 
 
 def test_two_devices_train_as_one(config, tmp_path, shared_cache):

@@ -1,5 +1,6 @@
 """The LightningModule around any net that turns images into logits."""
 
+import inspect
 import math
 from collections.abc import Callable
 from typing import Any
@@ -10,6 +11,7 @@ from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.optim import Optimizer
+from torch.optim.lr_scheduler import CyclicLR, LRScheduler, OneCycleLR, ReduceLROnPlateau
 from torchmetrics import Metric
 
 Batch = tuple[Tensor, Tensor]
@@ -61,12 +63,25 @@ class Tally(Metric):
         return {"loss": self.loss_sum / self.count, "acc": self.correct / self.count}
 
 
+STEPPED_BY_BATCH = (CyclicLR, OneCycleLR)
+
+
+def takes_length(scheduler: Callable[..., Any]) -> bool:
+    """Whether a schedule is called with the run's length, as ours are and torch's are not."""
+    made = getattr(scheduler, "func", scheduler)  # of a partial
+    of_torch = isinstance(made, type) and issubclass(made, LRScheduler)
+    return not of_torch and len(inspect.signature(scheduler).parameters) > 1
+
+
 class Classifier(LightningModule):
     """Trains `net` by cross-entropy and keeps the score.
 
     net: images [b, channels, height, width] -> logits [b, num_classes].
     optimizer: called with the parameter groups.
-    scheduler: called with (optimizer, total_steps, steps_per_epoch); see `schedule.py`.
+    scheduler: called with (optimizer, total_steps, steps_per_epoch), as those of `schedule.py`; or
+        with the optimizer alone, as torch's are, which then take a step after each epoch
+        (`CyclicLR` and `OneCycleLR` after each batch; `ReduceLROnPlateau` looks at the validation
+        loss, or accuracy where its mode is max).
     label_smoothing: share of the target given to all classes alike, in training only
         (Szegedy et al. 2015, arXiv 1512.00567, section 7).
     decay_norm_and_bias: whether weight decay also acts on parameters of one dimension.
@@ -160,11 +175,18 @@ class Classifier(LightningModule):
         total_steps = self.trainer.estimated_stepping_batches
         batches = self.trainer.num_training_batches
         steps_per_epoch = math.ceil(batches / self.trainer.accumulate_grad_batches)
-        scheduler = self._scheduler(optimizer, total_steps, steps_per_epoch)
-        return {
-            "optimizer": optimizer,
-            "lr_scheduler": {"scheduler": scheduler, "interval": "step"},
-        }
+        if takes_length(self._scheduler):
+            scheduler = self._scheduler(optimizer, total_steps, steps_per_epoch)
+            plan: Any = {"scheduler": scheduler, "interval": "step"}
+        else:  # torch's own
+            plan = {"scheduler": self._scheduler(optimizer), "interval": "epoch"}
+            if isinstance(plan["scheduler"], STEPPED_BY_BATCH):
+                plan["interval"] = "step"
+            if isinstance(plan["scheduler"], ReduceLROnPlateau):
+                split = "val" if self.trainer.limit_val_batches else "train"
+                figure = "acc" if plan["scheduler"].mode == "max" else "loss"
+                plan["monitor"] = f"{split}/{figure}"
+        return {"optimizer": optimizer, "lr_scheduler": plan}
 
     def parameter_groups(self) -> list[dict[str, Any]]:
         """All parameters: head and trunk apart where their learning rates differ, and those of one

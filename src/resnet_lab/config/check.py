@@ -118,6 +118,11 @@ def _contradictions(cfg: DictConfig, training: bool) -> Iterator[str]:
     optimizer = cfg.optimizer
     if optimizer.get("nesterov") and not optimizer.get("momentum"):
         yield "optimizer.nesterov=true: needs optimizer.momentum above 0."
+    if str(cfg.optimizer._target_).endswith(".LBFGS"):
+        yield (
+            "optimizer._target_=torch.optim.LBFGS: takes each step from many passes over a batch, "
+            "which this training does not do; take another optimizer."
+        )
     if cfg.scheduler.get("unit") == "run":
         for key in ("milestones", "warmup"):
             value = cfg.scheduler.get(key) or 0
@@ -127,7 +132,7 @@ def _contradictions(cfg: DictConfig, training: bool) -> Iterator[str]:
                     f"scheduler.{key}={spelled(value)}: with scheduler.unit=run these are "
                     "fractions of the run, below 1; for others set scheduler.unit=epoch or step."
                 )
-    for name in EXTRAS & set(cfg.logger or ()):
+    for name in EXTRAS & set(cfg.get("logger") or ()):
         if importlib.util.find_spec(name) is None:
             yield f"logger={name}: the package {name} is missing; pip install -e '.[{name}]'."
     size = cfg.data.image_size

@@ -26,8 +26,10 @@ _NAMED = {  # module: what may be named of it
     "resnet_lab.data.sources": "Digits CIFAR10 CIFAR100 ImageFolder",
     "resnet_lab.classifier": "Classifier",
     "resnet_lab.schedule": "constant multistep cosine onecycle exponential",
-    "torch.optim": "Adadelta Adafactor Adagrad Adam Adamax AdamW ASGD LBFGS Muon NAdam RAdam "
+    "torch.optim": "Adadelta Adafactor Adagrad Adam Adamax AdamW ASGD Muon NAdam RAdam "
     "RMSprop Rprop SGD",
+    "torch.optim.lr_scheduler": "ConstantLR CosineAnnealingLR CosineAnnealingWarmRestarts CyclicLR "
+    "ExponentialLR LinearLR MultiStepLR OneCycleLR PolynomialLR ReduceLROnPlateau StepLR",
     "lightning.pytorch": "Trainer",
     # Only a resumed run makes these; where they write is looked at by `check_places`.
     "resnet_lab.callbacks": "compile_net.CompileNet confusion_matrix.ConfusionMatrix ema.EMA "

@@ -1,12 +1,14 @@
 """From a composed config to data, net, classifier and trainer; the only user of instantiate."""
 
+import inspect
+import logging
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any
 
 import torch
-from hydra.utils import instantiate
+from hydra.utils import get_object, instantiate
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import Trainer, seed_everything
 from lightning.pytorch.strategies import DDPStrategy, Strategy
@@ -15,7 +17,7 @@ from torch import nn
 
 from resnet_lab.classifier import Classifier
 from resnet_lab.config.check import PRETRAINED, trunk_run
-from resnet_lab.config.compose import absolute, from_environment
+from resnet_lab.config.compose import CONF, absolute, from_environment
 from resnet_lab.config.errors import UserError
 from resnet_lab.data.datamodule import ImageDataModule
 from resnet_lab.data.sources import Source
@@ -24,6 +26,8 @@ from resnet_lab.models.pretrained import Pretrained, preprocessing
 from resnet_lab.run.checkpoint_io import DurableCheckpointIO
 from resnet_lab.run.folder import RunFolder
 from resnet_lab.run.machine import count_devices, keep_freed_memory, on_cuda, resolve_precision
+
+log = logging.getLogger(__name__)
 
 FUSED = {"torch.optim.SGD", "torch.optim.Adam", "torch.optim.AdamW"}
 
@@ -87,10 +91,30 @@ def build_classifier(cfg: DictConfig, net: nn.Module) -> Classifier:
     classifier: Classifier = instantiate(
         cfg.classifier,
         net=net,
-        optimizer=instantiate(cfg.optimizer, _convert_="all", **{**fused, **_given(cfg, "fused")}),
-        scheduler=instantiate(cfg.scheduler, _convert_="all"),
+        optimizer=instantiate(
+            _fitting(cfg, "optimizer"), _convert_="all", **{**fused, **_given(cfg, "fused")}
+        ),
+        scheduler=instantiate(_fitting(cfg, "scheduler"), _convert_="all"),
     )
     return classifier
+
+
+def _fitting(cfg: DictConfig, group: str) -> DictConfig:
+    """A section of `cfg` without the settings of our own files that its `_target_` does not take.
+
+    So `optimizer._target_=torch.optim.RMSprop` need not take SGD's nesterov away.
+    """
+    section = _open_copy(cfg[group])
+    parameters = inspect.signature(get_object(section._target_)).parameters
+    if any(p.kind is p.VAR_KEYWORD for p in parameters.values()):
+        return section
+    files = [*(CONF / group).glob("*.yaml"), CONF / f"{group}_options.yaml"]
+    ours = {str(key) for file in files if file.exists() for key in OmegaConf.load(file)}
+    for key in [str(key) for key in section]:
+        if not key.startswith("_") and key not in parameters and key in ours:
+            log.info(f"{group}.{key}: {section._target_} takes none, so it is left out")
+            del section[key]
+    return section
 
 
 def _given(cfg: DictConfig, key: str) -> dict[str, Any]:
@@ -132,6 +156,8 @@ def _open_copy(cfg: DictConfig) -> DictConfig:
 def _on_this_machine(cfg: DictConfig) -> DictConfig:
     """`cfg` with absolute paths, the precision of this machine, and what a trunk decides."""
     cfg = _open_copy(cfg)
+    for group in ("callbacks", "logger"):  # absent where its list is empty
+        cfg.setdefault(group, {})
     for key in ("root", "cache_dir"):
         if cfg.data.get(key) is not None:
             cfg.data[key] = absolute(cfg.data[key])
@@ -190,6 +216,10 @@ def _with_data(cfg: DictConfig, datamodule: ImageDataModule) -> DictConfig:
 
 
 def _trainer(cfg: DictConfig) -> Trainer:
+    if cfg.trainer.sync_batchnorm and not on_cuda(cfg.trainer.accelerator):
+        raise UserError(
+            "trainer.sync_batchnorm=true: torch synchronises BatchNorm on GPUs alone; leave it out."
+        )
     try:
         trainer: Trainer = instantiate(
             cfg.trainer,
@@ -203,7 +233,8 @@ def _trainer(cfg: DictConfig) -> Trainer:
         )
     except Exception as error:
         cause = error.__cause__
-        if isinstance(cause, MisconfigurationException | ValueError):
+        wrong_devices = isinstance(cause, TypeError) and "devices" in str(cause)
+        if wrong_devices or isinstance(cause, MisconfigurationException | ValueError):
             raise UserError(f"trainer: {' '.join(str(cause).split())}") from error
         raise
     return trainer

@@ -157,7 +157,7 @@ class Record:
         for name, value in self._header().items():
             log.info(f"{name:<12}{value}")
         if not (self._callback(LastCheckpoint) or cfg.trainer.fast_dev_run):
-            others = ",".join(str(name) for name in cfg.callbacks or ())
+            others = ",".join(str(name) for name in cfg.callbacks)
             log.warning(
                 "No checkpoint is kept: this run cannot be resumed, and what is tested is its last "
                 "epoch, not its best. callbacks=... replaces the default callbacks; perhaps "

@@ -61,6 +61,8 @@ def train(cfg: DictConfig) -> dict[str, Any]:
                 record.chosen(path, best)
             if _pruned(parts):
                 record.end("pruned")  # given up, so there is nothing to test
+            elif not trainer.limit_test_batches:
+                record.end("finished")  # trainer.limit_test_batches=0: no test is wanted
             else:
                 trainer.test(classifier, datamodule=data, verbose=False)
                 record.tested(trainer.callback_metrics)
@@ -115,6 +117,14 @@ def plain_errors(cfg: DictConfig) -> Iterator[None]:
         if error.errno not in NO_ROOM:
             raise
         raise UserError(cannot_write(error.filename or f"into {cfg.run_dir}", error)) from error
+    except ValueError as error:
+        if not str(error).startswith("Expected more than 1 value per channel"):
+            raise
+        raise UserError(
+            "BatchNorm cannot normalise one value per channel: give it a larger batch "
+            f"(data.batch_size is {cfg.data.batch_size}) or larger images, or take "
+            "model.norm=group."
+        ) from error
     except (RuntimeError, MemoryError) as error:
         if str(error).startswith("DataLoader worker"):
             raise worker_error(error) from error
