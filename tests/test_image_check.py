@@ -11,6 +11,7 @@ import subprocess
 import sys
 import tempfile
 import time
+import unicodedata
 import zlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -727,6 +728,17 @@ def test_names_are_shown_without_what_acts_on_a_terminal(photos: Path) -> None:
     strange.symlink_to("..")
     with pytest.raises(UserError, match=r"0\\n0\.png: a link in a loop"):
         inspect(photos)
+
+
+def test_a_class_may_be_written_in_both_forms_of_unicode(photos: Path) -> None:
+    """Hangul from macOS in one split, from Linux in the other."""
+    for split, form in (("train", "NFD"), ("val", "NFC"), ("test", "NFC")):
+        name = unicodedata.normalize(form, "강아지")
+        (photos / split / "cat").rename(photos / split / name)
+    source = inspect(photos).source
+    assert source.class_names == ["ant", "dog", unicodedata.normalize("NFC", "강아지")]
+    assert [len(source.labels(split)) for split in source.splits] == [36, 36, 36]
+    assert examine(source)["splits"]["train"]["classes"]["강아지"] == 12
 
 
 def test_class_folders_that_look_the_same_are_refused(photos: Path) -> None:

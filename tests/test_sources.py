@@ -26,7 +26,7 @@ from PIL import Image
 from resnet_lab.config.errors import UserError
 from resnet_lab.data.cache import cached
 from resnet_lab.data.datamodule import ImageDataModule
-from resnet_lab.data.decode import fit, random_resized_crop, to_rgb
+from resnet_lab.data.decode import fit, open_image, random_resized_crop, to_rgb
 from resnet_lab.data.sources import CIFAR10, CIFAR100, Digits, ImageFolder
 from resnet_lab.data.sources.protocol import Make
 from resnet_lab.files import CACHE_TAG, is_cache_folder
@@ -282,6 +282,42 @@ def test_own_size_where_sizes_differ_or_are_no_squares(folder: Path) -> None:
     for path in folder.glob("train/*/*"):
         Image.new("RGB", (8, 9)).save(path)
     assert open_folder(folder).own_size is None
+
+
+@pytest.mark.parametrize("mode", ["I;16", "I", "P", "RGBA", "LA", "RGB"])
+def test_a_large_image_is_converted_in_strips_to_the_same_pixels(
+    mode: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rng = np.random.default_rng(0)
+    if mode in ("I;16", "I"):
+        image = Image.fromarray(rng.integers(0, 65536, (23, 17)).astype(np.uint16))
+        image = image.convert(mode) if mode == "I" else image
+    else:
+        image = Image.fromarray(rng.integers(0, 256, (23, 17, 4), dtype=np.uint8)).convert(mode)
+        if mode == "P":
+            image.info["transparency"] = 3
+    whole = np.asarray(to_rgb(image.copy()))
+    monkeypatch.setattr("resnet_lab.data.decode.LARGE", 10)
+    monkeypatch.setattr("resnet_lab.data.decode.STRIP", 70)
+    np.testing.assert_array_equal(np.asarray(to_rgb(image)), whole)
+    assert len(np.unique(whole)) > 20
+
+
+def test_a_file_of_a_terabyte_is_refused_by_its_size(folder: Path) -> None:
+    path = folder / "train" / "cat" / "001.png"
+    os.truncate(path, 2**40)
+    with pytest.raises(ValueError, match=r"it has 1,099,511,627,776 bytes, and at most"):
+        open_image(path)
+    assert "1,099,511,627,776 bytes" in open_folder(folder).faults("train")["train/cat/001.png"]
+
+
+def test_home_and_relative_paths_are_the_users(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HOME", str(folder.parent))
+    source = ImageFolder("~/images", "~/cache")
+    assert source.images("train", 8).shape == (5, 8, 8, 3)
+    assert list((folder.parent / "cache").glob("imagefolder-train-8-*"))
 
 
 # ---------------------------------------------------------------- the cache

@@ -26,6 +26,7 @@ from lab import (
     weights,
 )
 from omegaconf import OmegaConf
+from PIL import Image
 from tensorboard.plugins.hparams.plugin_data_pb2 import HParamsPluginData
 from torch.optim.lr_scheduler import StepLR
 
@@ -316,6 +317,26 @@ def test_no_logger_no_callback_and_no_test_are_wishes_like_any(config):
     assert result["status"] == "finished"
     assert "val/acc" in result
     assert "test/acc" not in result
+
+
+def test_a_run_that_works_in_its_folder_reads_where_the_user_stands(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    for split in ("train", "test"):
+        for kind in ("cat", "dog"):
+            (tmp_path / "photos" / split / kind).mkdir(parents=True)
+            for i in range(4):
+                image = Image.new("RGB", (8, 8), (60 * i, 0, 0))
+                image.save(tmp_path / "photos" / split / kind / f"{i}.png")
+    done = train_here(
+        tmp_path,
+        *(*QUICK, "data.train_size=null", "data.batch_size=2", "data=imagefolder"),
+        *("data.root=photos", "data.cache_dir=~/cache", "hydra.job.chdir=true"),
+        *("hydra.run.dir=run", "data.val_size=2"),
+    )
+    assert done.returncode == 0, done.stderr
+    assert read_result(tmp_path / "run")["n_test"] == 8
+    assert (tmp_path / "home" / "cache").is_dir()
+    assert not list(tmp_path.rglob("~"))
 
 
 def test_two_devices_train_as_one(config, tmp_path, shared_cache):

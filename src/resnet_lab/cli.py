@@ -40,6 +40,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         parser.error(f"unrecognized arguments: {' '.join(rest)}")
     if rest:  # argparse takes overrides only in one place, people type them anywhere
         options.overrides += rest
+    if "overrides" in options:
+        from resnet_lab.config.compose import at_home
+
+        options.overrides = at_home(options.overrides)
     from resnet_lab.config.messages import one_sentence_errors
 
     try:

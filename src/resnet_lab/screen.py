@@ -10,6 +10,11 @@ from typing import Any, TextIO
 
 from rich.console import Console
 
+for _stream in (sys.stdout, sys.stderr):
+    # A terminal of another encoding shows what it has no letter for as \xe9.
+    if "utf" not in (getattr(_stream, "encoding", None) or "utf"):
+        _stream.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]
+
 console = Console(highlight=False, markup=False)
 if not console.is_terminal:
     console.width = 400  # a file has room: no name in a table is cut off

@@ -20,7 +20,15 @@ from PIL import Image
 
 from resnet_lab.commands import add_run, describe, refuse_existing
 from resnet_lab.config.errors import UserError
-from resnet_lab.data.decode import EXTENSIONS, evaluation_zoom, fit, open_image, reason, to_rgb
+from resnet_lab.data.decode import (
+    EXTENSIONS,
+    evaluation_zoom,
+    fit,
+    in_turn,
+    open_image,
+    reason,
+    to_rgb,
+)
 from resnet_lab.data.statistics import evenly_spaced
 from resnet_lab.files import printable
 
@@ -153,8 +161,9 @@ def _decode(path: Path, size: int, show: bool) -> Picture:
             return Picture(path, pixels)
         with open_image(path) as image:
             image.draft(None, (THUMBNAIL, THUMBNAIL))
-            thumbnail = to_rgb(image)
-        thumbnail.thumbnail((THUMBNAIL, THUMBNAIL))
+            with in_turn(image):
+                thumbnail = to_rgb(image)
+                thumbnail.thumbnail((THUMBNAIL, THUMBNAIL))
         return Picture(path, pixels, thumbnail)
     except Exception as error:  # of a damaged file Pillow's plugins raise anything
         return Picture(path, error=reason(error))

@@ -83,6 +83,15 @@ def absolute(path: str) -> str:
     return os.path.abspath(os.path.join(base, os.path.expanduser(path)))
 
 
+def at_home(words: Sequence[str]) -> list[str]:
+    """Words of a command line with key=~/folder as the user means it: a shell leaves the "~" to
+    Hydra, whose grammar has none."""
+    return [
+        re.sub(r"=~(?=/|$)", lambda _: f"={os.path.expanduser('~')}", word, count=1)
+        for word in words
+    ]
+
+
 def quoted(text: object) -> str:
     """A text as a value on Hydra's command line, where "=" and "," have meanings."""
     return '"' + str(text).replace("\\", "\\\\").replace('"', '\\"') + '"'

@@ -20,7 +20,7 @@ from hydra.errors import (
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from resnet_lab.config.compose import CONF, VERSION_BASE
+from resnet_lab.config.compose import CONF, VERSION_BASE, at_home
 from resnet_lab.config.errors import UserError
 
 NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)
@@ -40,6 +40,7 @@ def composition_errors() -> Iterator[None]:
     With the environment variable HYDRA_FULL_ERROR=1 the traceback comes instead.
     """
     global _ours
+    sys.argv[1:] = at_home(sys.argv[1:])
     if full_errors():
         yield
         return

@@ -3,6 +3,9 @@
 import math
 import os
 import stat
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import cache
 
 import numpy as np
@@ -30,6 +33,10 @@ SMALL = 64  # pixels a side: up to here images are kept in memory
 MOST_PIXELS = 2**27
 Image.MAX_IMAGE_PIXELS = None  # `open_image` looks itself: PIL merely warns, and that from 2/3 on
 
+MOST_BYTES = 2**30  # of a file: such an image in 16 bits a channel, not compressed
+LARGE, STRIP = 2**24, 2**20  # pixels: decoded one at a time; converted at a time
+_turn = threading.RLock()
+
 # The aspects of a random-resized-crop: Szegedy et al. 2014 (arXiv 1409.4842, section 6).
 ASPECT = (3 / 4, 4 / 3)
 
@@ -51,8 +58,11 @@ def open_image(path: str | os.PathLike[str]) -> Image.Image:
         ValueError, or one of Pillow's errors: the file is no regular one (a pipe would be waited
             for), no such picture, or above `MOST_PIXELS`.
     """
-    if not stat.S_ISREG(os.stat(path).st_mode):
+    status = os.stat(path)
+    if not stat.S_ISREG(status.st_mode):
         raise ValueError("it is no regular file")
+    if fault := too_large(status.st_size):
+        raise ValueError(fault)
     image = Image.open(path, formats=_kinds())
     if image.width * image.height > MOST_PIXELS:
         image.close()
@@ -61,6 +71,13 @@ def open_image(path: str | os.PathLike[str]) -> Image.Image:
             f"at most {MOST_PIXELS:,} are decoded)"
         )
     return image
+
+
+def too_large(n_bytes: int) -> str | None:
+    """What is wrong with a file of so many bytes."""
+    if n_bytes <= MOST_BYTES:
+        return None
+    return f"it has {n_bytes:,} bytes, and at most {MOST_BYTES:,} are read"
 
 
 def reason(error: Exception) -> str:
@@ -84,19 +101,44 @@ def to_rgb(image: Image.Image) -> Image.Image:
     """
     # In place, and no conversion of what is RGB: the copies would take a tenth of the time.
     ImageOps.exif_transpose(image, in_place=True)
-    if image.mode == "I" or image.mode.startswith("I;16"):
-        grey = np.asarray(image, dtype=np.int64)
-        if grey.min() < 0 or grey.max() > 65535:
-            raise ValueError("its pixels go beyond 16 bits; save it with 8 or 16")
-        return Image.fromarray(((grey + 128) // 257).astype(np.uint8)).convert("RGB")
     if image.mode == "F":
         raise ValueError("its pixels are floats of unknown range; save it with 8 or 16 bits")
-    if image.has_transparency_data:
-        image = image.convert("RGBA")
-        white = Image.new("RGBA", image.size, "white")
-        return Image.alpha_composite(white, image).convert("RGB")
     image.load()  # what is opened lazily must not depend on its file any more
-    return image if image.mode == "RGB" else image.convert("RGB")
+    deep = image.mode == "I" or image.mode.startswith("I;16")
+    convert = _from_16_bits if deep else _over_white if image.has_transparency_data else None
+    if convert is None:
+        return image if image.mode == "RGB" else image.convert("RGB")
+    if image.width * image.height <= LARGE:
+        return convert(image)
+    rgb = Image.new("RGB", image.size)  # in strips: what lies between takes many bytes a pixel
+    rows = max(1, STRIP // image.width)
+    for top in range(0, image.height, rows):
+        strip = image.crop((0, top, image.width, min(top + rows, image.height)))
+        rgb.paste(convert(strip), (0, top))
+    return rgb
+
+
+def _from_16_bits(image: Image.Image) -> Image.Image:
+    grey = np.asarray(image, dtype=np.int64)
+    if grey.min() < 0 or grey.max() > 65535:
+        raise ValueError("its pixels go beyond 16 bits; save it with 8 or 16")
+    return Image.fromarray(((grey + 128) // 257).astype(np.uint8)).convert("RGB")
+
+
+def _over_white(image: Image.Image) -> Image.Image:
+    image = image.convert("RGBA")
+    white = Image.new("RGBA", image.size, "white")
+    return Image.alpha_composite(white, image).convert("RGB")
+
+
+@contextmanager
+def in_turn(image: Image.Image) -> Iterator[None]:
+    """Of large images, the threads of a process hold one at a time: it may take a gigabyte."""
+    if image.width * image.height <= LARGE:
+        yield
+        return
+    with _turn:
+        yield
 
 
 def upright_size(image: Image.Image) -> tuple[int, int]:
@@ -116,10 +158,11 @@ def cut(image: Image.Image, box: tuple[float, float, float, float], size: int) -
     shrink = min(right - left, bottom - top) / size
     if shrink >= 2:
         image.draft(None, (math.ceil(image.width / shrink), math.ceil(image.height / shrink)))
-    rgb = to_rgb(image)
-    x, y = rgb.width / width, rgb.height / height
-    box = (left * x, top * y, right * x, bottom * y)
-    return rgb.resize((size, size), Image.Resampling.BILINEAR, box=box)
+    with in_turn(image):
+        rgb = to_rgb(image)
+        x, y = rgb.width / width, rgb.height / height
+        box = (left * x, top * y, right * x, bottom * y)
+        return rgb.resize((size, size), Image.Resampling.BILINEAR, box=box)
 
 
 def fit(image: Image.Image, size: int, zoom: float = 1.0) -> Image.Image:

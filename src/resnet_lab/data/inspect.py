@@ -34,9 +34,9 @@ from resnet_lab.data.cache import (
     in_threads,
     open_images,
 )
-from resnet_lab.data.decode import FORMATS, SMALL, open_image, reason, to_rgb
+from resnet_lab.data.decode import FORMATS, SMALL, in_turn, open_image, reason, to_rgb
 from resnet_lab.data.sources import ImageFolder, Source
-from resnet_lab.data.sources.folder import MOST_NAMED, unreadable
+from resnet_lab.data.sources.folder import MOST_NAMED, shown_name, unreadable
 from resnet_lab.data.statistics import evenly_spaced, level_statistics
 from resnet_lab.files import printable, read_json, write_text
 
@@ -249,7 +249,8 @@ def _inspect_file(
             size, form = image.size, image.format or ""
             # A JPEG is read to its end at any scale, and at an eighth in half the time.
             image.draft(None, (SMALL, SMALL))
-            rgb = to_rgb(image)
+            with in_turn(image):
+                rgb = to_rgb(image)
     except MemoryError as error:
         raise unreadable(path, error) from error
     except Exception as error:  # of a damaged file Pillow's plugins raise anything
@@ -335,7 +336,7 @@ def examine(source: Source) -> dict[str, Any]:
         counts = np.bincount(source.labels(split), minlength=len(names)).tolist()
         if isinstance(source, ImageFolder):  # images by their names, but not listed
             for path in source.faults(split):
-                counts[names.index(path.split("/")[1])] += 1
+                counts[names.index(shown_name(path.split("/")[1]))] += 1
         faults = all_faults(source, split, found[split].faults)
         broken += [{"image": path, "split": split, "reason": why} for path, why in faults.items()]
         splits[split] = {

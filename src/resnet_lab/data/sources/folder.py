@@ -6,13 +6,14 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 from functools import cached_property, partial
 from pathlib import Path
 from typing import Any, NamedTuple
+from unicodedata import normalize
 
 import numpy as np
 from PIL import Image
 
 from resnet_lab.config.errors import UserError
 from resnet_lab.data.cache import cached_images, cached_json, entry, progress
-from resnet_lab.data.decode import EXTENSIONS, fit, open_image, reason, to_rgb
+from resnet_lab.data.decode import EXTENSIONS, fit, open_image, reason, to_rgb, too_large
 from resnet_lab.data.sources.protocol import Make, Stamp, fingerprint, stamp
 from resnet_lab.files import printable
 
@@ -112,7 +113,7 @@ class ImageFolder:
 
     @cached_property
     def class_names(self) -> list[str]:
-        return [printable(name) for name in self._folders]
+        return [shown_name(name) for name in self._folders]
 
     @property
     def num_classes(self) -> int:
@@ -131,13 +132,14 @@ class ImageFolder:
             with os.scandir(folder) as entries:
                 some = [e for e in entries if e.name[0] != "." and e.name not in STRAY_FOLDERS]
             faults |= {e.path: self._link_fault(e.path) for e in some}
-            names = sorted(e.name for e in some if not faults[e.path] and e.is_dir())
+            folders = [e.name for e in some if not faults[e.path] and e.is_dir()]
+            names = sorted(folders, key=lambda name: (normalize("NFC", name), name))
         except OSError as error:
             faults = {folder: reason(error)}
         _refuse(faults)
         if not names:
             raise UserError(f"{printable(folder)} is empty; it must hold a folder per class")
-        name, times = Counter(map(printable, names)).most_common(1)[0]
+        name, times = Counter(map(shown_name, names)).most_common(1)[0]
         if times > 1:
             raise UserError(
                 f"{times} folders of {printable(folder)} are {name} on a screen; rename all but one"
@@ -150,8 +152,9 @@ class ImageFolder:
 
     def _list(self, split: str) -> Listing:
         names = self._class_folders(split)
-        if names != self._folders:
-            here, expected = set(names), set(self._folders)
+        shown = list(map(shown_name, names))
+        if shown != self.class_names:
+            here, expected = set(shown), set(self.class_names)
             both = [("lacks", expected - here), ("adds", here - expected)]
             differences = " and ".join(
                 f"{verb} {', '.join(sorted(some))}" for verb, some in both if some
@@ -228,6 +231,8 @@ class ImageFolder:
         status = e.stat()
         if not status.st_size:
             return "the file is empty"
+        if fault := too_large(status.st_size):
+            return fault
         if status.st_mode & 0o444 == 0o444 or os.access(e.path, os.R_OK):
             return None
         return "it may not be read (its permissions)"
@@ -305,6 +310,11 @@ class ImageFolder:
                 return make(image)
         except Exception as error:  # a damaged file raises anything: PIL's plugins promise nothing
             raise unreadable(path, error) from error
+
+
+def shown_name(folder: str) -> str:
+    """A class by its folder's name, in one of Unicode's two forms: macOS writes the other."""
+    return printable(normalize("NFC", folder))
 
 
 def _why_empty(folder: str, faulty: int) -> str:
