@@ -156,7 +156,7 @@ def test_a_full_disk_costs_the_board_or_ends_in_a_sentence(small_disk, config, t
     said = [end for end in ends if end != "finished"]
     assert said
     for end in said:
-        assert end.startswith("cannot write ")
+        assert end.startswith("cannot ")
         assert "No space left" in end
         assert "\n" not in end
 

@@ -19,6 +19,7 @@ from PIL import Image
 from resnet_lab.classifier import Classifier
 from resnet_lab.cli import FOLDER, main
 from resnet_lab.commands import export, predict
+from resnet_lab.config.errors import UserError
 from resnet_lab.data.decode import fit
 from resnet_lab.run import load, training
 
@@ -484,8 +485,13 @@ def test_a_folder_that_is_no_finished_run_is_named(copy, tmp_path, capsys):
     assert "is not the config of a run" in refused(capsys, *asked)
 
 
-def test_without_the_best_checkpoint_the_last_one_is_used(copy):
+def test_without_the_best_checkpoint_the_last_one_is_used_where_none_was_chosen(copy):
     (copy / "checkpoints" / "best.ckpt").unlink()
+    with pytest.raises(UserError, match=r"its best checkpoint .*best\.ckpt is not there"):
+        load.load_run(copy)
+    result = read_result(copy)
+    del result["best_checkpoint"]
+    (copy / "result.json").write_text(json.dumps(result))
     assert load.load_run(copy).checkpoint.name == "last.ckpt"
 
 

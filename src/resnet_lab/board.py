@@ -33,10 +33,15 @@ def optional(method: Callable[P, None]) -> Callable[P, None]:
             return
         try:
             method(*arguments, **options)
-        except OSError as error:
+        except (OSError, ValueError) as error:
+            cause = (
+                error.__cause__ if isinstance(error, ValueError) else error
+            )  # Lightning wraps it
+            if not isinstance(cause, OSError):
+                raise
             logger.failed = True
             log.warning(
-                f"{type(logger).__name__}: {error.strerror or error}; nothing more is written into "
+                f"{type(logger).__name__}: {cause.strerror or cause}; nothing more is written into "
                 f"{logger.save_dir}, and the run goes on without it"
             )
 

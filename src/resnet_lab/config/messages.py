@@ -24,6 +24,7 @@ from resnet_lab.config.compose import CONF, VERSION_BASE, at_home
 from resnet_lab.config.errors import UserError
 
 NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)
+NOT_A_FILE = (errno.EISDIR, errno.ENOTDIR, errno.EACCES, errno.EPERM)
 
 _ours = False  # True while HYDRA_FULL_ERROR is set by composition_errors, not by the user
 
@@ -95,15 +96,15 @@ def sentence(error: BaseException) -> str | None:
         return str(error)
     if isinstance(error, HydraException | OmegaConfBaseException):
         return _first_lines(error)
-    if isinstance(error, OSError) and error.errno in NO_ROOM:
+    if isinstance(error, OSError) and error.errno in (*NO_ROOM, *NOT_A_FILE):
         return cannot_write(error.filename or "a file", error)
     return None
 
 
 def cannot_write(path: object, error: OSError) -> str:
     return (
-        f"cannot write {path} ({error.strerror or error}); what was written before is as it was, "
-        "and a run goes on with resume= from its last checkpoint."
+        f"cannot read or write {path} ({error.strerror or error}); what was written before is as "
+        "it was, and a run goes on with resume= from its last checkpoint."
     )
 
 

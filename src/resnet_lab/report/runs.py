@@ -19,6 +19,7 @@ from resnet_lab.run.folder import RunFolder, SweepFolder
 from resnet_lab.run.state import State
 
 FIGURES = ("val/loss", "val/acc", "test/loss", "test/acc", "params", "macs", "train_seconds")
+COMPOSED = ("class_names", "versions", "test/acc_per_class", "reference")
 UNKNOWN = "?"  # the value of a key that a run does not tell; equal to no other
 FINISHED = (State.FINISHED, "fast_dev_run")
 DEEPEST = 3  # folders below a path in which runs are looked for
@@ -264,8 +265,8 @@ def epochs(folder: Path) -> tuple[dict[int, dict[str, float]], int]:
     for row in _rows(RunFolder(folder).metrics):  # none, where no epoch was finished
         try:
             numbers = {key: float(value) for key, value in row.items() if value}
-            rows[int(numbers["epoch"])] = numbers
-        except (KeyError, ValueError):
+            rows[int(numbers["epoch"])] = {k: v for k, v in numbers.items() if isfinite(v)}
+        except (KeyError, ValueError, OverflowError):
             lost += 1
     return rows, lost
 
@@ -300,9 +301,10 @@ def _sweep_json(folder: Path) -> tuple[dict[str, Any], str]:
     """What sweep.json holds, or nothing and a sentence on why."""
     try:
         sweep = read_json(SweepFolder(folder).record)
-        whole = isinstance(sweep["jobs"], list) and isinstance(sweep["keys"], list)
-        if whole and all(isinstance(job["folder"], str) for job in sweep["jobs"]):
-            return sweep, ""
+        if _texts(sweep["keys"]) and isinstance(sweep["jobs"], list):
+            jobs = sweep["jobs"]
+            if all(isinstance(j["folder"], str) and _texts(j.get("overrides", [])) for j in jobs):
+                return sweep, ""
         fault = "it does not list its jobs"
     except (OSError, ValueError, KeyError, TypeError) as error:
         fault = _one_line(error)
@@ -310,6 +312,10 @@ def _sweep_json(folder: Path) -> tuple[dict[str, Any], str]:
         f"{folder / 'sweep.json'} cannot be read ({fault}); the report covers the run folders "
         "that lie beside it, jobs that had not begun are not in it."
     )
+
+
+def _texts(content: Any) -> bool:
+    return isinstance(content, list) and all(isinstance(text, str) for text in content)
 
 
 def _jobs(folder: Path, sweep: dict[str, Any]) -> list[Run]:
@@ -346,9 +352,15 @@ def _run(folder: Path, job: dict[str, Any] | None = None) -> Run:
 def _figures_checked(result: Any) -> dict[str, Any]:
     if not isinstance(result, dict) or not isinstance(result.get("status"), str):
         raise ValueError("it does not hold the result of a run")
+    for key, value in result.items():
+        if isinstance(value, list | dict) and key not in COMPOSED:
+            raise ValueError(f"{key} is {value!r}, not a word or a number")
     for key in FIGURES:
-        if not isinstance(result.get(key, 0), int | float):
-            raise ValueError(f"{key} is {result[key]!r}, not a number")
+        figure = result.get(key, 0)
+        if not isinstance(figure, int | float) or abs(figure) == float("inf"):
+            raise ValueError(f"{key} is {figure!r}, not a number")
+        if key.endswith("/acc") and not 0 <= figure <= 1:
+            raise ValueError(f"{key} is {figure!r}, and not from 0 to 1")
     return result
 
 

@@ -9,7 +9,6 @@ from typing import Any
 
 import torch
 from hydra.utils import get_object, instantiate
-from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import Trainer, seed_everything
 from lightning.pytorch.strategies import DDPStrategy, Strategy
 from omegaconf import DictConfig, OmegaConf
@@ -232,11 +231,9 @@ def _trainer(cfg: DictConfig) -> Trainer:
             _convert_="all",
         )
     except Exception as error:
-        cause = error.__cause__
-        wrong_devices = isinstance(cause, TypeError) and "devices" in str(cause)
-        if wrong_devices or isinstance(cause, MisconfigurationException | ValueError):
-            raise UserError(f"trainer: {' '.join(str(cause).split())}") from error
-        raise
+        # The arguments are the user's, or of a run folder: whatever is wrong with them.
+        cause = error.__cause__ or error
+        raise UserError(f"trainer: {' '.join(str(cause).split())}") from error
     return trainer
 
 

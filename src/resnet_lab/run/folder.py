@@ -44,6 +44,7 @@ class RunFolder:
         self.config = self.path / "config.yaml"
         self.result = self.path / "result.json"
         self.metrics = self.path / "metrics.csv"
+        self.log = self.path / "run.log"
         self.gradients = self.path / "grad_norm.csv"
         self.overrides = self.path / ".hydra" / "overrides.yaml"
         self.checkpoints = self.path / "checkpoints"
@@ -128,8 +129,12 @@ class RunFolder:
     # ------------------------------------------------------------------ holding
 
     def refuse_links(self) -> None:
-        """Raise UserError where a link leads out of the folder: what is written stays inside."""
+        """Raise UserError where a link leads out of the folder: what is written stays inside. Also
+        where a folder lies in the place of a file."""
         inside = os.path.realpath(self.path) + os.sep
+        for file in (self.config, self.result, self.metrics, self.log, self.job, self.loggers):
+            if file.is_dir():
+                raise UserError(f"{file} is a folder where a file should be; move it away.")
         for parent, folders, files in os.walk(self.path):
             for name in (*folders, *files):
                 path = os.path.join(parent, name)

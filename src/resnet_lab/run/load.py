@@ -86,6 +86,9 @@ def load_run(
     if overrides:
         check(cfg, training=False)
     result = folder.read_result()
+    names = result.get("class_names")
+    if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+        result.pop("class_names", None)  # earlier runs did not keep them
     checkpoint = checkpoint or _chosen(folder, str(result.get("status", "without a result.json")))
 
     keep_freed_memory()
@@ -119,7 +122,13 @@ def load_run(
 
 def _chosen(folder: RunFolder, status: str) -> Path:
     """The weights that speak for a run: those of its best epoch, else of its last one."""
-    found = [path for path in (folder.own_best(), folder.last) if path.is_file()]
+    best = folder.own_best()
+    if folder.last.is_file() and not best.is_file() and "best_checkpoint" in folder.read_result():
+        raise UserError(
+            f"{folder}: its best checkpoint {best} is not there; put it back, or name other "
+            f"weights, --checkpoint {shlex.quote(str(folder.last))} for the last ones."
+        )
+    found = [path for path in (best, folder.last) if path.is_file()]
     if not found:
         raise UserError(f"{folder}: it has no checkpoint (the run is {status}); train it again.")
     if status != "finished":

@@ -18,7 +18,7 @@ from resnet_lab.board import Board
 from resnet_lab.callbacks.last_checkpoint import steps_done
 from resnet_lab.callbacks.prune import Prune
 from resnet_lab.config.errors import UserError
-from resnet_lab.config.messages import NO_ROOM, cannot_write
+from resnet_lab.config.messages import NO_ROOM, NOT_A_FILE, cannot_write
 from resnet_lab.data.batches import worker_error
 from resnet_lab.loggers import CSV
 from resnet_lab.run import checkpoint_io, distributed
@@ -114,7 +114,7 @@ def plain_errors(cfg: DictConfig) -> Iterator[None]:
                 f"{cfg.run_dir}: this run's folder was removed or renamed while it trained; put it "
                 "back, and go on with resume=..."
             ) from error
-        if error.errno not in NO_ROOM:
+        if error.errno not in (*NO_ROOM, *NOT_A_FILE):
             raise
         raise UserError(cannot_write(error.filename or f"into {cfg.run_dir}", error)) from error
     except ValueError as error:

@@ -196,18 +196,30 @@ def refresh_job(record: JobRecord) -> dict[str, Any] | None:
         if record.folder.exists() and any(record.folder.iterdir()):
             raise UserError(f"{record.folder}: is no job of this sweep; move it away.")
         return None
-    attempts = content["attempts"]
+    attempts = content.get("attempts")
+    if not _are_attempts(attempts) or not isinstance(content.get("config"), dict):
+        raise UserError(f"{folder.job}: is damaged; mend it, or move {folder} away to start anew.")
     record.attempts = len(attempts)
     record.seconds = sum(attempt["seconds"] for attempt in attempts)
     result = read(folder.result)
-    if result is not None and result.get("status") in DONE:
-        record.state = DONE[result["status"]]
+    status = str(result.get("status")) if result is not None else ""
+    if status in DONE:
+        record.state = DONE[status]
     else:
         # Without a state the sweep itself was killed, and the job with it.
         last = attempts[-1] if attempts else {"state": None}
         stopped = last["state"] in (None, State.INTERRUPTED, State.PAUSED) or last["killed"]
         record.resume = bool(stopped) and can_resume(record.folder)
     return content
+
+
+def _are_attempts(content: Any) -> bool:
+    return isinstance(content, list) and all(
+        isinstance(attempt, dict)
+        and {"state", "killed"} <= attempt.keys()
+        and isinstance(attempt.get("seconds"), int | float)
+        for attempt in content
+    )
 
 
 def can_resume(folder: Path) -> bool:
@@ -255,7 +267,7 @@ def _content(record: JobRecord) -> dict[str, Any]:
         content = read(RunFolder(record.folder).job)
     except UserError:
         content = None
-    if content is not None and isinstance(content.get("attempts"), list):
+    if content is not None and _are_attempts(content.get("attempts")):
         return content
     job = record.job
     attempts = [_attempt() for _ in range(record.attempts)]
@@ -301,7 +313,7 @@ def end(record: JobRecord, status: int, seconds: float, stopping: bool) -> None:
         result = read(folder.result) or {}
     except UserError as error:
         result = {"error": str(error)}
-    if result.get("status") in DONE:
+    if str(result.get("status")) in DONE:
         record.state = DONE[result["status"]]
     elif result.get("status") == State.PAUSED:
         record.state = State.PAUSED
