@@ -117,11 +117,12 @@ def known(folder: Path) -> dict[str, Any] | None:
 
 
 def _is_record(record: dict[str, Any]) -> bool:
-    jobs = record.get("jobs")
+    keys, jobs = record.get("keys"), record.get("jobs")
     return (
-        isinstance(record.get("keys"), list)
+        isinstance(keys, list)
+        and all(isinstance(key, str) for key in keys)
         and isinstance(jobs, list)
-        and all(isinstance(job, dict) and "folder" in job for job in jobs)
+        and all(isinstance(job, dict) and isinstance(job.get("folder"), str) for job in jobs)
     )
 
 
@@ -196,7 +197,7 @@ def refresh_job(record: JobRecord) -> dict[str, Any] | None:
         if record.folder.exists() and any(record.folder.iterdir()):
             raise UserError(f"{record.folder}: is no job of this sweep; move it away.")
         return None
-    attempts = content.get("attempts")
+    attempts: Any = content.get("attempts")
     if not _are_attempts(attempts) or not isinstance(content.get("config"), dict):
         raise UserError(f"{folder.job}: is damaged; mend it, or move {folder} away to start anew.")
     record.attempts = len(attempts)
