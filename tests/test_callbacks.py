@@ -441,7 +441,7 @@ def test_a_resumed_board_shows_what_is_written_again_once(tmp_path):
     assert points == [(1, 1.0), (2, 1.0), (3, 1.0), (4, 1.0), (5, 2.0), (6, 2.0)]
 
 
-def test_a_table_is_replaced_and_no_link_followed(tmp_path):
+def test_a_table_is_replaced_and_no_link_followed(tmp_path, caplog):
     outside = tmp_path / "outside.csv"
     outside.write_text("epoch,figure\n1,one\n2,two\n3,three\n")
     table = EpochTable(tmp_path / "table.csv", ("epoch", "figure"))
@@ -454,6 +454,11 @@ def test_a_table_is_replaced_and_no_link_followed(tmp_path):
     table.path.write_text("neither\n1\n")
     with pytest.raises(UserError, match="cannot be read"):
         table.resume(2)
+    table.path.unlink()
+    table.resume(2)
+    assert "it lacks epochs 1, 2" in caplog.text
+    table.resume(1, [{"epoch": 1, "figure": "known"}, {"epoch": 2, "figure": "later"}])
+    assert table.path.read_text().split() == ["epoch,figure", "1,known"]
 
 
 # ------------------------------------------------------------------ in any run

@@ -139,9 +139,8 @@ def sweep(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return make_sweep(tmp_path_factory.mktemp("sweep") / "s", seeds=1, shortcuts="A", n_epochs=3)
 
 
-@pytest.mark.parametrize("seed", [3, 5, 11])
-def test_a_report_on_a_changed_file_is_a_report_or_a_sentence(sweep, tmp_path, seed):
-    reported(sweep, tmp_path / "s", seed)
+def test_a_report_on_a_changed_file_is_a_report_or_a_sentence(sweep, tmp_path):
+    reported(sweep, tmp_path / "s", seed=20)  # a number among the texts of sweep.json
 
 
 @pytest.mark.faults

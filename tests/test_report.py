@@ -447,7 +447,7 @@ def test_report_of_a_whole_sweep(whole):
 
 
 def test_pictures_as_files_where_asked_for(tmp_path):
-    folder = report([make_sweep(tmp_path / "sweep", seeds=1, shortcuts="AB")], png=True)
+    folder = report([make_sweep(tmp_path / "sweep", seeds=1, shortcuts="ABC")], png=True)
     names = {path.stem for path in folder.glob("*.png")}
     assert {"settings", "curves-1", "curves-2", "effects", "parallel"} <= names
     assert all(path.read_bytes().startswith(b"\x89PNG") for path in folder.glob("*.png"))

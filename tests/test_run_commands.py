@@ -129,11 +129,12 @@ def test_evaluate_finds_what_training_found(run_dir, digits, probabilities, caps
 @pytest.mark.parametrize(
     "wish",
     [
-        ["callbacks.best.save_top_k=3"],
-        ["callbacks.best.filename=mine"],
-        ["callbacks.best.monitor=val/loss", "callbacks.best.mode=min", "trainer.max_epochs=6"],
+        ["callbacks.best.save_top_k=3", "callbacks.best.filename=mine"],
         ["trainer.val_check_interval=0.5", "callbacks.best.save_top_k=-1"],
         ["callbacks=[nan_guard,epoch_log]"],  # without any checkpoint: the last weights
+        pytest.param(
+            ["callbacks.best.monitor=val/loss", "callbacks.best.mode=min"], marks=pytest.mark.slow
+        ),
     ],
 )
 def test_what_is_tested_and_evaluated_is_what_the_monitor_chose(
@@ -151,7 +152,7 @@ def test_what_is_tested_and_evaluated_is_what_the_monitor_chose(
     monkeypatch.setattr(Classifier, "on_validation_epoch_end", spy)
     run = tmp_path / "run"
     # A rate at which the figures go up and down.
-    quick = (*QUICK, "trainer.max_epochs=8", "optimizer.lr=0.5", "scheduler=constant")
+    quick = (*QUICK, "trainer.max_epochs=6", "optimizer.lr=0.5", "scheduler=constant")
     folders = (f"run_dir={run}", f"data.cache_dir={shared_cache}")
     result = training.train(composed(*quick, *folders, *wish))
     if "monitor" in wish[0]:

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 from hydra.core.override_parser.overrides_parser import OverridesParser
-from lab import WITHOUT_PICTURES, train_here
+from lab import WITHOUT_PICTURES, slow_except, train_here
 from omegaconf import OmegaConf
 from rich.console import Console
 from sandbox import ROOT, Sandbox, alive, copied, wait_until
@@ -591,7 +591,7 @@ def test_without_its_server_a_sweep_ends_and_so_do_the_jobs(bench):
     assert bench.states() == {"how=orphan": "failed", "how=finish": "waiting"}
 
 
-@pytest.mark.parametrize("harm", ["sweep_job.json", "torn", "metrics"])
+@pytest.mark.parametrize("harm", slow_except(("torn",), ("sweep_job.json", "torn", "metrics")))
 def test_what_somebody_removes_from_a_job_costs_nothing(bench, harm):
     process = bench.start("+how=sleep,finish", "sweep.jobs=2")
     folder = bench.sweep / "how=sleep"

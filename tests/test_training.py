@@ -339,6 +339,7 @@ def test_a_run_that_works_in_its_folder_reads_where_the_user_stands(tmp_path, mo
     assert not list(tmp_path.rglob("~"))
 
 
+@pytest.mark.slow
 def test_two_devices_train_as_one(config, tmp_path, shared_cache):
     """Two CPU processes of the command line: one folder, and the figures of one device."""
     same = (*QUICK, *EXACT, "data.crop_padding=2")

@@ -6,6 +6,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from resnet_lab.config.errors import UserError
 from resnet_lab.files import read_rows, replacing
 
 log = logging.getLogger(__name__)
@@ -33,11 +34,14 @@ class EpochTable:
     def resume(self, epochs: int, known: Sequence[Mapping[str, Any]] = ()) -> None:
         """Take over the rows of the epochs that are done from the file of the run.
 
-        Those of later epochs, which the checkpoint does not know, are trained again. What the
-        file lacks is said; where it is not as the checkpoint knows it, it is written anew.
+        Those of later epochs, which the checkpoint does not know, are trained again. Where the
+        file is not as the checkpoint knows it, it is written anew; what else it lacks is said.
 
         Args:
-            known: the rows that the checkpoint holds.
+            known: the rows that the checkpoint holds, if it holds any.
+
+        Raises:
+            UserError: the file cannot be read, and the checkpoint does not hold its rows.
         """
         self.rows = []
         if epochs == 0:
@@ -49,6 +53,11 @@ class EpochTable:
         except FileNotFoundError:
             there, fault = [], "it is not there"
         except (OSError, ValueError, KeyError) as error:
+            if not known:
+                raise UserError(
+                    f"{self.path} cannot be read ({error}), and the resumed run continues it; put "
+                    "it back as it was, or remove it."
+                ) from error
             there, fault = [], f"it cannot be read ({error})"
         if known:
             self.rows += (row for row in known if int(row["epoch"]) <= epochs)
