@@ -100,6 +100,7 @@ def test_same_command_same_curve_in_a_folder_of_its_own(find_lr):
     assert rows(first) == rows(second) != rows(find_lr(1e-4, 1, 20, "seed=1"))
 
 
+@pytest.mark.slow
 def test_the_optimizer_has_the_rates_of_the_curve(find_lr, monkeypatch):
     seen = []
 
@@ -111,6 +112,7 @@ def test_the_optimizer_has_the_rates_of_the_curve(find_lr, monkeypatch):
     assert seen == pytest.approx([row["lr"] for row in rows(folder)], rel=1e-5)
 
 
+@pytest.mark.slow
 def test_accumulated_batches_are_one_step(find_lr, monkeypatch):
     batches = []
     ended = RangeTest.on_train_batch_end

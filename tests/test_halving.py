@@ -368,6 +368,7 @@ def same(one: Any, two: Any) -> bool:
     return torch.equal(one, two) if isinstance(one, torch.Tensor) else bool(one == two)
 
 
+@pytest.mark.slow
 def test_a_run_that_pauses_at_its_rungs_ends_as_it_would_have(config, tmp_path):
     wishes = (*TINY, "trainer.max_epochs=4", "callbacks=[default,ema]")
     training.train(config(*wishes, f"run_dir={tmp_path}/whole"))

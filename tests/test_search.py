@@ -260,7 +260,13 @@ TINY = (
 )
 
 
-@pytest.mark.parametrize(("pruner", "hopeless"), [("median", True), ("median", False)])
+@pytest.mark.parametrize(
+    ("pruner", "hopeless"),
+    [
+        ("median", True),
+        pytest.param("median", False, marks=pytest.mark.slow),
+    ],
+)
 def test_a_hopeless_trial_is_pruned_after_a_validation(
     config, tmp_path, monkeypatch, pruner, hopeless
 ):

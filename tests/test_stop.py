@@ -135,6 +135,7 @@ def stopped(run: Run, status: int) -> float:
     return seconds
 
 
+@pytest.mark.slow
 def test_a_signal_saves_and_the_run_can_be_resumed(start):
     run = start().ready()
     to_first(run, signal.SIGTERM)

@@ -706,6 +706,7 @@ def test_a_plan_runs_nothing_and_shows_the_cost_of_each_job(config, tmp_path, mo
     assert f"1 of 2 jobs to run: about {expected} one after the other, by 1 finished jobs" in said
 
 
+@pytest.mark.slow
 def test_a_sweep_of_real_runs(tmp_path, shared_cache):
     done = train_py(tmp_path, shared_cache, "model.shortcut=A,none", "sweep.jobs=2")
     assert done.returncode == 0, done.stdout + done.stderr
