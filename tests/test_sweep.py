@@ -732,9 +732,8 @@ def test_a_job_runs_with_what_its_sweep_composed(config, tmp_path, shared_cache)
     overrides = [*TINY, f"data.cache_dir={shared_cache}", "trainer.max_epochs=2"]
     planned = OmegaConf.to_container(config(*overrides, "optimizer.lr=0.2"))
     own = {key: value for key, value in planned.items() if key not in grid.NOT_IDENTITY}
-    running = {"started": ledger.now(), "seconds": 0.0, "state": None, "killed": False}
     (tmp_path / "job").mkdir()
-    told = {"overrides": overrides, "swept": {}, "config": own, "attempts": [running]}
+    told = {"overrides": overrides, "swept": {}, "config": own, "attempts": []}
     (tmp_path / "job" / "sweep_job.json").write_text(json.dumps(told))
     done = train_here(tmp_path, *overrides, "callbacks.last.pause_after=1", "hydra.run.dir=job")
     assert done.returncode == 0, done.stderr
@@ -742,6 +741,13 @@ def test_a_job_runs_with_what_its_sweep_composed(config, tmp_path, shared_cache)
     saved = OmegaConf.load(tmp_path / "job" / "config.yaml")
     assert (saved.optimizer.lr, saved.callbacks.last.pause_after) == (0.2, 1)
     assert json.loads((tmp_path / "job" / "result.json").read_text())["status"] == "paused"
+
+    # Another command in such a folder is none of the sweep's.
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other" / "sweep_job.json").write_text(json.dumps(told))
+    done = train_here(tmp_path, *overrides[:-1], "hydra.run.dir=other", "trainer.max_epochs=1")
+    assert "runs as planned" not in done.stdout
+    assert OmegaConf.load(tmp_path / "other" / "config.yaml").optimizer.lr == 0.1
 
 
 @pytest.mark.slow

@@ -34,9 +34,8 @@ def optional(method: Callable[P, None]) -> Callable[P, None]:
         try:
             method(*arguments, **options)
         except (OSError, ValueError) as error:
-            cause = (
-                error.__cause__ if isinstance(error, ValueError) else error
-            )  # Lightning wraps it
+            # Lightning wraps what TensorBoard raises.
+            cause = error.__cause__ if isinstance(error, ValueError) else error
             if not isinstance(cause, OSError):
                 raise
             logger.failed = True

@@ -145,7 +145,8 @@ class CSV(CSVLogger):
         if file.exists():
             rows = [row for row in read_rows(file) if self.step is None or _step(row) <= self.step]
             with replacing(kept, newline="") as content:
-                writer = csv.DictWriter(content, list(rows[0]) if rows else ["step"])
+                columns = list(rows[0]) if rows else ["step"]
+                writer = csv.DictWriter(content, columns, extrasaction="ignore")
                 writer.writeheader()
                 writer.writerows(rows)
         with warnings.catch_warnings():

@@ -68,7 +68,7 @@ def tolerant() -> Iterator[None]:
         if not isinstance(arguments.exc_value, OSError):
             other_threads(arguments)
 
-    sys.stdout, sys.stderr = (_Tolerant(stream) for stream in before[:2])
+    sys.stdout, sys.stderr = (stream and _Tolerant(stream) for stream in before[:2])
     threading.excepthook = failed
     logging.raiseExceptions = False  # nor can the log file, on a disk that is full
     try:

@@ -1,5 +1,6 @@
 """Decoded once, memory-mapped after: folders under `cache_dir`, named by a key of their content."""
 
+import errno
 import hashlib
 import json
 import logging
@@ -140,11 +141,13 @@ def create_images(folder: Path, n: int, image_size: int) -> np.memmap:
     images: np.memmap = np.lib.format.open_memmap(
         path, mode="w+", dtype=np.uint8, shape=(n, image_size, image_size, 3)
     )
+    size = path.stat().st_size
     with path.open("r+b") as file:
-        size = path.stat().st_size
-        if hasattr(os, "posix_fallocate"):
+        try:
             os.posix_fallocate(file.fileno(), 0, size)
-        else:  # macOS
+        except (AttributeError, OSError) as error:  # macOS has none, nor have all file systems
+            if isinstance(error, OSError) and error.errno not in (errno.EOPNOTSUPP, errno.EINVAL):
+                raise
             file.seek(images.offset)
             for start in range(images.offset, size, BLOCK):
                 file.write(bytes(min(BLOCK, size - start)))

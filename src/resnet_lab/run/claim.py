@@ -51,11 +51,14 @@ def as_planned(config: DictConfig) -> None:
     A job composes its config when it begins, and a config file may have been edited since.
     """
     job = RunFolder(config.hydra.run.dir).read_job()
-    planned, attempts = job.get("config"), job.get("attempts")
-    if not (isinstance(planned, dict) and attempts and attempts[-1].get("state") is None):
+    planned, overrides = job.get("config"), job.get("overrides")
+    if not (isinstance(planned, dict) and isinstance(overrides, list)):
         return
+    words = typed(config, "task")
+    if not {o for o in overrides if not str(o).startswith(("-", "hydra", "+hydra"))} <= {*words}:
+        return  # this is not the job's command
     mine: Any = OmegaConf.to_container(config)
-    added = [o for o in typed(config, "task") if o not in job.get("overrides", ())]
+    added = [override for override in words if override not in overrides]
     keys = [key_of(override) for override in added]  # such as where it pauses
     before, now = flat(planned), flat({key: mine.get(key) for key in planned})
     changed = {
