@@ -112,6 +112,13 @@ def counted(outcomes: list[str]) -> str:
     return ", ".join(f"{n} {what}" for what, n in Counter(outcomes).most_common())
 
 
+def changed(folder: Path, seed: int, *more: Path) -> str:
+    """Mutate one file of text below a folder, or one of `more`; says which, and how."""
+    rng = random.Random(seed)
+    path = rng.choice([*told(folder), *more])
+    return f"seed {seed}: {path.relative_to(folder)}: {mutate(path, rng)}"
+
+
 def told(folder: Path) -> list[Path]:
     """The files of runs and sweeps that hold text."""
     files = (p for p in sorted(folder.rglob("*")) if p.is_file() and "report" not in p.parts)
@@ -123,13 +130,11 @@ def told(folder: Path) -> list[Path]:
 
 def reported(whole: Path, folder: Path, seed: int) -> str:
     shutil.copytree(whole, folder)
-    rng = random.Random(seed)
-    path = rng.choice(told(folder))
-    how = f"{path.relative_to(folder)}: {mutate(path, rng)}"
+    how = changed(folder, seed)
     try:
         outcome = said(lambda: main(["report", str(folder)]))
     except Exception as error:
-        raise AssertionError(f"seed {seed}: {how}") from error
+        raise AssertionError(how) from error
     shutil.rmtree(folder)
     return outcome
 
@@ -173,13 +178,11 @@ def stopped(tmp_path_factory, shared_cache) -> Path:
 
 def resumed(whole: Path, folder: Path, seed: int) -> str:
     shutil.copytree(whole, folder / "run")
-    rng = random.Random(seed)
-    path = rng.choice(told(folder))
-    how = f"{path.relative_to(folder)}: {mutate(path, rng)}"
+    how = changed(folder, seed)
     done = train_here(folder, "resume=run")
-    assert "Traceback" not in done.stderr, f"seed {seed}: {how}\n{done.stderr}"
+    assert "Traceback" not in done.stderr, f"{how}\n{done.stderr}"
     if done.returncode:
-        assert done.stderr.count("\n") == 1, f"seed {seed}: {how}\n{done.stderr}"
+        assert done.stderr.count("\n") == 1, f"{how}\n{done.stderr}"
         outcome = "said"
     else:
         outcome = "right"
@@ -197,13 +200,11 @@ def test_resuming_with_changed_files(stopped, tmp_path, figure):
 
 def evaluated(whole: Path, folder: Path, seed: int) -> str:
     shutil.copytree(whole, folder)
-    rng = random.Random(seed)
-    path = rng.choice([*told(folder), folder / "checkpoints" / "best.ckpt"])
-    how = f"{path.relative_to(folder)}: {mutate(path, rng)}"
+    how = changed(folder, seed, folder / "checkpoints" / "best.ckpt")
     try:
         outcome = said(lambda: main(["evaluate", str(folder), "trainer.accelerator=cpu"]))
     except Exception as error:
-        raise AssertionError(f"seed {seed}: {how}") from error
+        raise AssertionError(how) from error
     if outcome == "right" and "config.yaml" not in how:
         (made,) = folder.glob("evaluation/*/evaluation.json")
         assert json.loads(made.read_text())["acc"] == read_result(whole)["test/acc"], how
@@ -228,9 +229,7 @@ def test_sweeps_over_changed_files(tmp_path, figure):
     outcomes = []
     for seed in range(40):
         bench = copied(whole, tmp_path / str(seed))
-        rng = random.Random(seed)
-        path = rng.choice(told(bench.sweep))
-        how = f"seed {seed}: {path.relative_to(bench.sweep)}: {mutate(path, rng)}"
+        how = changed(bench.sweep, seed)
         done = bench.run(*wish)
         assert "Traceback" not in done.stdout + done.stderr, f"{how}\n{done.stderr}"
         if done.returncode:

@@ -230,6 +230,18 @@ def test_of_an_image_folder_only_the_split_that_is_scored_is_needed(
     assert "the run knows the classes 0, 1, 2" in sentence
 
 
+def test_what_is_cut_for_the_test_is_what_training_has_cut(run_dir, folder, tmp_path):
+    """And where there is a test/, nothing is, whatever data.test_size says."""
+    root = tmp_path / "digits"
+    asked = ["data=imagefolder", f"data.root={root}", "data.workers=0", "data.test_size=100"]
+    shutil.copytree(folder / "test", root / "train")
+    assert evaluated(run_dir, *asked)[0]["images"] == 100
+    assert evaluated(run_dir, *asked, "--split", "train")[0]["images"] == 233  # and 26 for val
+    shutil.copytree(folder / "test", root / "test")
+    assert evaluated(run_dir, *asked)[0]["acc"] == read_result(run_dir)["test/acc"]
+    assert evaluated(run_dir, *asked, "--split", "train")[0]["images"] == 323
+
+
 @pytest.mark.parametrize(
     ("override", "sentence"),
     [

@@ -65,6 +65,8 @@ def run(options: argparse.Namespace) -> int:
     if split == "test":  # then nothing needs to be cut from the training images
         data.train_size, data.val_size = None, 0
     if isinstance(data.source, ImageFolder):
+        if data.source.brings("test"):
+            data.test_size = None  # as in training: then nothing is cut for it
         data.source = data.source.to_evaluate(split, data.test_size is not None)
     data.setup("test" if split == "test" else "fit")
     known = run.result.get("class_names", data.class_names)  # earlier runs did not keep them

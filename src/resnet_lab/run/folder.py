@@ -112,12 +112,13 @@ class RunFolder:
 
     def own_best(self) -> Path:
         """`best`; UserError where it lies outside of this folder."""
-        if not self.best.resolve().is_relative_to(self.path.resolve()):
+        best = self.best
+        if not best.resolve().is_relative_to(self.path.resolve()):
             raise UserError(
-                f"{self}: its best checkpoint lies outside of it, in {printable(str(self.best))}; "
+                f"{self}: its best checkpoint lies outside of it, in {printable(str(best))}; "
                 "name it yourself if it is yours."
             )
-        return self.best
+        return best
 
     def has_checkpoint(self) -> bool:
         """Whether there is something to resume from."""

@@ -77,8 +77,8 @@ class ImageFolder:
 
         Validation images may be a part of train/, and so may test images where `test_is_cut`.
         """
-        cut = {"train": True, "val": not self._is_there("val"), "test": test_is_cut}[split]
-        of_train = ("train", "val") if self._is_there("val") else ("train",)
+        cut = {"train": True, "val": not self.brings("val"), "test": test_is_cut}[split]
+        of_train = ("train", "val") if self.brings("val") else ("train",)
         return self._with(only=of_train if cut else (split,))
 
     # ------------------------------------------------------------------ what there is
@@ -93,13 +93,13 @@ class ImageFolder:
                 )
         return self.only or (
             "train",
-            *(split for split in ("val", "test") if self._is_there(split)),
+            *(split for split in ("val", "test") if self.brings(split)),
         )
 
     def _folder_of(self, split: str) -> str:
         return os.path.join(self.root, self.test_split if split == "test" else split)
 
-    def _is_there(self, split: str) -> bool:
+    def brings(self, split: str) -> bool:
         """Whether the folder of a split holds any folder; none is "val" where it is the test."""
         if split == "val" and self.test_split == "val":
             return False
