@@ -39,6 +39,7 @@ $(READY): pyproject.toml constraints.txt
 	if [ -n "$$PYTHONDONTWRITEBYTECODE" ]; then \
 	  $(BIN)/python -m compileall -q -j 0 .venv/lib src >.venv/compiled.txt || true; \
 	fi
+	@$(BIN)/python -m resnet_lab.run.gpu
 	@touch $@
 
 train: $(READY) ## Train ResNet-20 on handwritten digits (about a minute on two cores)

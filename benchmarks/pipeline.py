@@ -80,7 +80,7 @@ def _augmented(data: ImageDataModule) -> Iterator[tuple[Tensor, Tensor]]:
     loader = data.train_dataloader()
     while True:
         for batch in loader:
-            yield data.on_after_batch_transfer(batch)
+            yield data.prepare(batch)
 
 
 def _repeated(loader: DataLoader[Any]) -> Iterator[Any]:

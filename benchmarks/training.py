@@ -77,7 +77,7 @@ class BareLoop:
         # The first training batches, augmented and normalised.
         data = parts.datamodule
         self.batches = [
-            [part.to(self.device) for part in data.on_after_batch_transfer(batch)]
+            [part.to(self.device) for part in data.prepare(batch)]
             for batch, _ in zip(data.train_dataloader(), range(READY_BATCHES), strict=False)
         ]
         for batch in self.batches:

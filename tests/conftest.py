@@ -1,5 +1,7 @@
 """Fixtures shared by all rooms."""
 
+import os
+import shutil
 import subprocess
 import tarfile
 from collections.abc import Callable, Iterator
@@ -49,6 +51,20 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
     done = train_here(folder, *QUICK, "callbacks=[default]", "hydra.run.dir=run")
     assert done.returncode == 0, done.stderr
     return folder / "run"
+
+
+@pytest.fixture(scope="session")
+def fake_cuda(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+    """The environment of a command that meets a CUDA driver without hardware; see its source."""
+    if not shutil.which("gcc"):
+        pytest.skip("needs gcc, to build a CUDA driver that is not one")
+    source, folder = ROOT / "tests" / "fake_cuda", tmp_path_factory.mktemp("driver")
+    library = folder / "libcuda.so.1"
+    subprocess.run(
+        ["gcc", "-w", "-shared", "-fPIC", "-o", library, source / "driver.c"], check=True
+    )
+    shutil.copy(library, folder / "libnvidia-ml.so.1")
+    return {"LD_LIBRARY_PATH": str(folder), "PATH": f"{source}:{os.environ['PATH']}"}
 
 
 @pytest.fixture

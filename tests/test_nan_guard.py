@@ -110,7 +110,7 @@ class OnDevice(NanGuard):
     """The way that CUDA goes, on the CPU: the optimizer learns it at once, the host later."""
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self._first, self._copy = torch.full((), -1), torch.full((), -1)
+        self._watch_on(torch.device("cpu"), trainer)
 
 
 @pytest.mark.filterwarnings("ignore:.*does not have many workers.*")

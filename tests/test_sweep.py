@@ -19,6 +19,7 @@ from omegaconf import OmegaConf
 from rich.console import Console
 from sandbox import ROOT, Sandbox, alive, copied, wait_until
 
+from resnet_lab.run import gpu
 from resnet_lab.run.state import State
 from resnet_lab.sweep import devices, grid, ledger, measure, plan, show
 from resnet_lab.sweep.devices import Devices
@@ -193,21 +194,6 @@ def test_more_gpus_than_there_are_is_one_sentence():
     with pytest.raises(ValueError, match=r"trainer\.devices=4: 2 GPUs"):
         Devices(None, None, ["0", "1"]).wanted(job("j", 4))
     assert Devices(None, None, ["0", "1"]).wanted(job("j", None)) == 2
-
-
-@pytest.mark.parametrize(
-    ("mask", "seen"),
-    [(None, ["0", "1"]), ("1", ["1"]), ("1,0", ["1", "0"]), ("", []), ("0,-1,1", ["0"])],
-)
-def test_the_gpus_are_those_that_cuda_may_see(mask, seen, tmp_path, monkeypatch):
-    tool = tmp_path / "nvidia-smi"
-    tool.write_text("#!/bin/sh\necho 'GPU 0: A (UUID: x)'\necho 'GPU 1: A (UUID: y)'\n")
-    tool.chmod(0o755)
-    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
-    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
-    if mask is not None:
-        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", mask)
-    assert devices.visible_gpus() == seen
 
 
 # ---------------------------------------------------------------- what is shown
@@ -407,15 +393,13 @@ def test_without_warmth_each_job_is_a_new_python(bench):
     assert not told["loaded"]
 
 
-def test_a_job_sees_the_gpus_that_are_its_own(bench):
-    tool = bench.folder / "nvidia-smi"
-    tool.write_text("#!/bin/sh\necho 'GPU 0: A (UUID: x)'\necho 'GPU 1: A (UUID: y)'\n")
-    tool.chmod(0o755)
-    path = f"{bench.folder}:{os.environ['PATH']}"
-    done = bench.run("seed=0,1", PATH=path)
+def test_a_job_sees_the_gpus_that_are_its_own(bench, fake_cuda):
+    done = bench.run("seed=0,1", **fake_cuda, FAKE_GPUS="2")
     assert done.returncode == 0, done.stderr
-    seen = {bench.seen(f"seed={n}")["env"]["CUDA_VISIBLE_DEVICES"] for n in (0, 1)}
-    assert seen == {"0", "1"}
+    seen = [bench.seen(f"seed={n}")["env"] for n in (0, 1)]
+    names = {f"GPU-0000000{n}-0000-0000-0000-000000000000" for n in (1, 2)}
+    assert {env["CUDA_VISIBLE_DEVICES"] for env in seen} == names
+    assert all(env[gpu.GIVEN] == env["CUDA_VISIBLE_DEVICES"] for env in seen)
 
 
 def test_every_mistake_is_named_before_anything_runs(bench):

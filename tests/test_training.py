@@ -234,13 +234,13 @@ def test_accumulation_takes_a_step_every_so_many_batches(config):
 
 
 def test_precision_auto_follows_the_hardware(monkeypatch):
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(machine, "usable", lambda: machine.Usable(0))
     monkeypatch.setattr(torch.backends.mps, "is_available", lambda: False)
     for flags, expected in (({"avx2"}, "32"), ({"amx_bf16"}, "bf16-mixed")):
         monkeypatch.setattr(machine, "cpu_flags", lambda flags=flags: flags)
         assert machine.resolve_precision("auto", "auto") == expected
     assert machine.resolve_precision(32, "cpu") == "32"
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(machine, "usable", lambda: machine.Usable(1))
     monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation: False)
     assert machine.resolve_precision("auto", "gpu") == "32"
 

@@ -102,12 +102,13 @@ class LabLauncher(_SweepLauncher):
         self.grace_seconds = grace_seconds
 
     def executor(self, master: DictConfig) -> Any:
-        from resnet_lab.sweep.devices import Devices, visible_gpus
+        from resnet_lab.run import gpu
+        from resnet_lab.sweep.devices import Devices
         from resnet_lab.sweep.local import Local
 
         options = master.sweep
         jobs = None if options.jobs == "auto" else options.jobs
-        devices = Devices(jobs, options.jobs_per_device, visible_gpus())
+        devices = Devices(jobs, options.jobs_per_device, gpu.slots())
         preload = list(self.preload)
         if master.hydra.sweeper.get("pruner", "none") != "none":
             preload.append("optuna")

@@ -2,8 +2,8 @@
 
 import inspect
 import math
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Sequence
+from typing import Any, Protocol
 
 import torch
 from lightning.pytorch import LightningModule
@@ -15,6 +15,14 @@ from torch.optim.lr_scheduler import CyclicLR, LRScheduler, OneCycleLR, ReduceLR
 from torchmetrics import Metric
 
 Batch = tuple[Tensor, Tensor]
+
+
+class Graphs(Protocol):
+    """Takes a classifier's steps, backward pass and all, on batches as they are loaded."""
+
+    def training_step(self, batch: Sequence[Tensor]) -> Tensor: ...
+
+    def validation_step(self, batch: Sequence[Tensor]) -> None: ...
 
 
 class Tally(Metric):
@@ -36,16 +44,38 @@ class Tally(Metric):
     def __init__(self) -> None:
         super().__init__()
         # In doubles the sum does not depend on the order of the batches; MPS has none.
-        floats = torch.float32 if torch.backends.mps.is_available() else torch.float64
-        self.add_state("loss_sum", torch.zeros((), dtype=floats), dist_reduce_fx="sum")
+        self._floats = torch.float32 if torch.backends.mps.is_available() else torch.float64
+        self.add_state("loss_sum", torch.zeros((), dtype=self._floats), dist_reduce_fx="sum")
         self.add_state("correct", torch.zeros((), dtype=torch.long), dist_reduce_fx="sum")
         self.add_state("count", torch.zeros((), dtype=torch.long), dist_reduce_fx="sum")
+
+    def _apply(self, *args: Any, **kwargs: Any) -> nn.Module:
+        # Moved with the module, but not to its kind of numbers (trainer.precision=bf16-true).
+        super()._apply(*args, **kwargs)
+        self._defaults["loss_sum"] = torch.zeros_like(self.loss_sum, dtype=self._floats)
+        self.loss_sum = self.loss_sum.to(self._floats)
+        return self
 
     def update(self, loss_sum: Tensor, logits: Tensor, labels: Tensor) -> None:
         """Add a batch: its summed loss [], logits [b, classes], labels [b] (-1: not counted)."""
         self.loss_sum += loss_sum
         self.correct += (logits.argmax(dim=1) == labels).sum()
         self.count += (labels >= 0).sum()
+
+    @property
+    def update_called(self) -> bool:
+        """Always: where a CUDA graph adds to the sums, torchmetrics hears of no update."""
+        return True
+
+    def reset(self) -> None:
+        """To zero, where they are, since a CUDA graph knows their place."""
+        held = self.loss_sum, self.correct, self.count
+        super().reset()
+        self.loss_sum, self.correct, self.count = (state.zero_() for state in held)
+
+    def states(self) -> list[Tensor]:
+        """The tensors themselves that are added to."""
+        return [self.loss_sum, self.correct, self.count]
 
     def sums(self) -> dict[str, Tensor]:
         """What has been added up so far."""
@@ -61,6 +91,11 @@ class Tally(Metric):
     def compute(self) -> dict[str, Tensor]:
         self.counted = max(self.counted, int(self.count))
         return {"loss": self.loss_sum / self.count, "acc": self.correct / self.count}
+
+
+def _at_least_float(logits: Tensor) -> Tensor:
+    """In float32 or more: sums of losses in 16 bits would be wrong in the third digit."""
+    return logits.float() if logits.element_size() < 4 else logits
 
 
 STEPPED_BY_BATCH = (CyclicLR, OneCycleLR)
@@ -85,7 +120,12 @@ class Classifier(LightningModule):
     label_smoothing: share of the target given to all classes alike, in training only
         (Szegedy et al. 2015, arXiv 1512.00567, section 7).
     decay_norm_and_bias: whether weight decay also acts on parameters of one dimension.
+
+    Attributes:
+        graphs: what takes the steps instead, while there is one; see `callbacks.cuda_graph`.
     """
+
+    graphs: Graphs | None = None
 
     def __init__(
         self,
@@ -113,24 +153,63 @@ class Classifier(LightningModule):
         return self.net(images)
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
-        images, labels = batch
-        logits = self.net(images)
+        if self.graphs is not None:
+            return self.graphs.training_step(batch)
+        return self.loss_of(*batch)
+
+    def backward(self, loss: Tensor, *args: Any, **kwargs: Any) -> None:
+        if self.graphs is None:  # else it is done
+            super().backward(loss, *args, **kwargs)
+
+    def optimizer_zero_grad(self, *args: Any, **kwargs: Any) -> None:
+        if self.graphs is None:
+            super().optimizer_zero_grad(*args, **kwargs)
+
+    def on_validation_model_zero_grad(self) -> None:
+        if self.graphs is None:
+            super().on_validation_model_zero_grad()
+
+    def loss_of(self, images: Tensor, labels: Tensor) -> Tensor:
+        """The loss [] of a training batch, which is added to the epoch's score."""
+        logits = _at_least_float(self.net(images))
         loss = F.cross_entropy(logits, labels, label_smoothing=self.label_smoothing)
         self.train_tally.update(loss.detach() * len(labels), logits.detach(), labels)
         return loss
 
-    def _evaluate(self, batch: Batch, tally: Tally) -> Tensor:
-        images, labels = batch
-        logits = self.net(images)
+    def score(self, images: Tensor, labels: Tensor, split: str) -> Tensor:
+        """The logits [b, classes] of a batch, which is added to the score of "val" or "test"."""
+        logits = _at_least_float(self.net(images))
         loss_sum = F.cross_entropy(logits, labels, ignore_index=-1, reduction="sum")
-        tally.update(loss_sum, logits, labels)
+        self.tallies[split].update(loss_sum, logits, labels)
         return logits
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
-        self._evaluate(batch, self.val_tally)
+        if self.graphs is not None:
+            self.graphs.validation_step(batch)
+        else:
+            self.score(*batch, "val")
 
     def test_step(self, batch: Batch, batch_idx: int) -> Tensor:
-        return self._evaluate(batch, self.test_tally)  # logits, for the callbacks that look at them
+        return self.score(*batch, "test")  # logits, for the callbacks that look at them
+
+    def configure_gradient_clipping(
+        self,
+        optimizer: Optimizer,
+        gradient_clip_val: float | None = None,
+        gradient_clip_algorithm: str | None = None,
+    ) -> None:
+        """As Lightning does, which refuses it to fused optimizers in bfloat16 as well, where
+        nothing has scaled the gradients."""
+        if gradient_clip_val is None or self.trainer.precision == "16-mixed":
+            super().configure_gradient_clipping(
+                optimizer, gradient_clip_val, gradient_clip_algorithm
+            )
+            return
+        parameters = [p for group in optimizer.param_groups for p in group["params"]]
+        if gradient_clip_algorithm == "value":
+            nn.utils.clip_grad_value_(parameters, gradient_clip_val)
+        else:
+            nn.utils.clip_grad_norm_(parameters, gradient_clip_val)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         with self.train_tally.sync_context(should_sync=self.trainer.world_size > 1):

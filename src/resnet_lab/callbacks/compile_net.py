@@ -81,15 +81,25 @@ def decide(choice: bool | str, device: str, precision: str, steps: float) -> tup
     return True, f"{steps:,} steps in float32 (compile=auto)"
 
 
+def _without_gradients(trainer: Trainer) -> Any:
+    """As Lightning validates; a graph for one of the two is none for the other."""
+    ranks = torch.distributed
+    gloo = ranks.is_available() and ranks.is_initialized() and ranks.get_backend() == "gloo"
+    inference = trainer.fit_loop.epoch_loop.val_loop.inference_mode and not gloo
+    return torch.inference_mode() if inference else torch.no_grad()
+
+
 def _run_zeros(trainer: Trainer, pl_module: LightningModule, net: nn.Module) -> None:
     data: Any = trainer.datamodule  # type: ignore[attr-defined]
     device = pl_module.device
 
     def zeros(rows: int) -> tuple[Tensor, Tensor]:
-        images = torch.zeros(rows, data.channels, data.image_size, data.image_size, device=device)
+        shape = rows, data.channels, data.image_size, data.image_size
+        images = torch.zeros(shape, device=device, dtype=dtype)
         labels = torch.zeros(rows, dtype=torch.long, device=device)
         return images.to(memory_format=torch.channels_last), labels
 
+    dtype = next(net.parameters()).dtype
     buffers = {name: buffer.clone() for name, buffer in net.named_buffers()}
     training = net.training
     devices = [device] if device.type == "cuda" else []
@@ -99,7 +109,7 @@ def _run_zeros(trainer: Trainer, pl_module: LightningModule, net: nn.Module) -> 
         # Not backward(): gradients stay None, and no hook of DDP's takes this for a step.
         torch.autograd.grad(loss, [p for p in net.parameters() if p.requires_grad])
         if data.n_val:
-            with torch.no_grad():
+            with _without_gradients(trainer):
                 net.eval()(zeros(data.eval_batch_size)[0])
     net.train(training)
     with torch.no_grad():

@@ -73,6 +73,7 @@ class GradNorm(Callback):
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         net: nn.Module = pl_module.net  # type: ignore[assignment]
         self._blocks = blocks(net)
+        self._measured = [norms.to(pl_module.device) for norms in self._measured]  # when resumed
         if trainer.is_global_zero:
             self.table.resume(trainer.current_epoch)
         steps = -(-int(trainer.num_training_batches) // trainer.accumulate_grad_batches)

@@ -4,6 +4,7 @@ import logging
 import os
 import signal
 import time
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -19,8 +20,10 @@ from resnet_lab.run import distributed
 from resnet_lab.run.stop import STATUS, TIME_IS_OVER, Paused, Signals, Stopped
 
 ASK_SECONDS = 0.5  # how often the processes of a run ask each other whether to stop
-# Requests, the later the stronger; from SIGNAL on: SIGNAL plus the signal's number.
-NONE, SAVE, TIME, SIGNAL = range(4)
+GPU_SECONDS = 10.0  # between saves at the ends of epochs, which take a quarter of a second there
+# Requests, the later the stronger: to save where an epoch ends, to save at once, and to stop; from
+# SIGNAL on: SIGNAL plus the signal's number.
+NONE, DUE, SAVE, TIME, SIGNAL = range(5)
 
 log = logging.getLogger(__name__)
 
@@ -29,7 +32,8 @@ class LastCheckpoint(Checkpoint):
     """Keeps `last.ckpt`: all that is needed to resume, bit for bit as if nothing had happened.
 
     It is written at the end of every epoch, before every validation, every `minutes`, and when
-    the run is to stop; the one before it stays as `previous.ckpt`.
+    the run is to stop; the one before it stays as `previous.ckpt`. Where an epoch is shorter than
+    `seconds`, not at the end of every one.
 
     SIGTERM, SIGINT, SIGUSR1 and SIGHUP, sent to any of the run's processes, let the current step
     be finished, then all of them save and end (`Stopped`); so does the end of `max_time`. A second
@@ -45,6 +49,9 @@ class LastCheckpoint(Checkpoint):
         minutes: at most this much work is lost when the run is killed.
         max_time: "DD:HH:MM:SS" from when training starts in this process; None is no limit.
         pause_after: after so many epochs the run is saved and ends with status 0 (`Paused`).
+        rank_timeout: seconds that one process waits for the others to exchange requests.
+        seconds: at least so many between two saves at ends of epochs and before validations; None
+            is 0, and 10 on a GPU.
     """
 
     def __init__(
@@ -53,14 +60,21 @@ class LastCheckpoint(Checkpoint):
         minutes: float = 10.0,
         max_time: str | None = None,
         pause_after: int | None = None,
+        rank_timeout: float | None = None,
+        seconds: float | None = None,
     ) -> None:
         self.path = Path(dirpath, "last.ckpt")
-        self.seconds = minutes * 60
+        self.most = minutes * 60
+        self.seconds = seconds
+        self.rank_timeout = rank_timeout
         self.time_limit = Timer(max_time).time_remaining()
         self.pause_after = pause_after
         self._signals = Signals()
         self._deadline = float("inf")
         self._save_due = float("inf")
+        self._between = 0.0
+        self._saved = -float("inf")  # when
+        self._saved_step = -1
         self._request = NONE
         self._exchange = _Exchange()
         self._step = 0  # the last one seen
@@ -75,11 +89,18 @@ class LastCheckpoint(Checkpoint):
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._signals.catch()  # Lightning has put its own handler there since
-        self._exchange = _Exchange(trainer.world_size)
+        self._exchange = _Exchange(trainer.world_size, self.rank_timeout)
+        # Private: asks the device in every step for what the exchange does on the host.
+        trainer.fit_loop.epoch_loop._broadcast_sigterm_tensor = lambda: None  # type: ignore[method-assign]
         now = time.monotonic()
-        self._save_due = now + self.seconds
+        self._save_due = now + self.most
+        on_gpu = pl_module.device.type == "cuda"
+        self._between = (GPU_SECONDS if on_gpu else 0.0) if self.seconds is None else self.seconds
+        self._saved = -float("inf")
         self._deadline = now + (float("inf") if self.time_limit is None else self.time_limit)
         self._step = trainer.global_step
+        if trainer.global_rank:  # each device drops units of its own
+            torch.manual_seed(torch.initial_seed() + trainer.global_rank * 2**32)
         if self._loaded:
             self._resume(trainer)
 
@@ -95,19 +116,21 @@ class LastCheckpoint(Checkpoint):
         loop._batches_that_stepped = trainer.global_step - 1
         # Private: whether validation comes next, which depends on six options of the Trainer.
         if loop._should_check_val_fx(trainer.fit_loop._data_fetcher):  # type: ignore[arg-type]
-            self._save(trainer, "before validation")
+            self._save_if_due(trainer, "before validation")
         elif loop._is_training_done:  # private: the end of the epoch, or of the run, comes next
             return
-        elif self._request != NONE:
+        elif self._request >= SAVE:
             self._save(trainer, "in an epoch")
-        self._stop_if_requested(trainer)
+        if self._saved_step == self._step:
+            self._stop_if_requested(trainer)
 
     def on_validation_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, *_: Any, **__: Any
     ) -> None:
         if trainer.training or trainer.validating:
             self._ask()
-            self._stop_if_requested(trainer)  # it has been saved
+            if self._saved_step == trainer.global_step:  # else the validation is a short one
+                self._stop_if_requested(trainer)
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._epoch_over = True
@@ -115,25 +138,27 @@ class LastCheckpoint(Checkpoint):
     # Not in on_train_epoch_end: the loggers get the epoch's figures only after it.
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if self._epoch_over:
-            self._close_epoch(trainer)
+            self._epoch_over = False
             self._ask()
-            self._stop_if_requested(trainer)
             # Not one that is already past it: a user continues it by hand.
-            if trainer.current_epoch == self.pause_after:
+            paused = trainer.current_epoch == self.pause_after
+            if paused:
+                self._save(trainer, "between epochs")
+            else:
+                self._save_if_due(trainer, "between epochs")
+            self._stop_if_requested(trainer)
+            if paused:
                 raise Paused(f"paused after epoch {self.pause_after}, a rung of its sweep", 0)
-
-    def _close_epoch(self, trainer: Trainer) -> None:
-        self._epoch_over = False
-        self._save(trainer, "between epochs")
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if self._epoch_over:
-            self._close_epoch(trainer)
+            self._epoch_over = False
+            self._save(trainer, "between epochs")
         self._deadline = float("inf")  # what is left is the test
 
     def on_test_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._signals.catch()
-        self._exchange = _Exchange(trainer.world_size)
+        self._exchange = _Exchange(trainer.world_size, self.rank_timeout)
 
     def on_test_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, *_: Any, **__: Any
@@ -154,6 +179,8 @@ class LastCheckpoint(Checkpoint):
             own = TIME
         elif now >= self._save_due:
             own = SAVE
+        elif now >= self._saved + self._between:
+            own = DUE
         self._request = max(self._request, self._exchange.agree(own))
 
     def _stop_if_requested(self, trainer: Trainer) -> None:
@@ -172,8 +199,14 @@ class LastCheckpoint(Checkpoint):
 
     # ------------------------------------------------------------------ saving
 
+    def _save_if_due(self, trainer: Trainer, position: str) -> None:
+        # All processes must agree on it, as they have done on the request.
+        if not self._between or self._request >= DUE:
+            self._save(trainer, position)
+
     def _save(self, trainer: Trainer, position: str) -> None:
-        self._request = NONE if self._request == SAVE else self._request
+        self._request = NONE if self._request <= SAVE else self._request
+        self._saved_step = trainer.global_step
         if trainer.fast_dev_run:  # type: ignore[attr-defined]
             return
         for logger in trainer.loggers:
@@ -183,13 +216,11 @@ class LastCheckpoint(Checkpoint):
             self.path, storage_options={"previous": self.path.with_name("previous.ckpt")}
         )
         self._position = None
-        self._save_due = time.monotonic() + self.seconds
+        self._saved = time.monotonic()
+        self._save_due = self._saved + self.most
 
     def state_dict(self) -> dict[str, Any]:
-        return {
-            "position": self._position,
-            "random": _random_state(),
-        }
+        return {"position": self._position, "random": self._exchange.all(_random_state())}
 
     def on_save_checkpoint(
         self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]
@@ -230,7 +261,10 @@ class LastCheckpoint(Checkpoint):
                 RestartStage.RESTARTED_MID_EVALUATION
             )
         trainer.should_stop = self._loaded.get("finished", False)
-        _set_random_state(self._loaded["random"])
+        states = self._loaded["random"]  # of each process, or, in older checkpoints, of the first
+        states = states if isinstance(states, list) else [states]
+        if trainer.global_rank < len(states):
+            _set_random_state(states[trainer.global_rank])
         self._loaded = {}
 
 
@@ -255,13 +289,23 @@ class _Exchange:
     where steps are slow, and take time from every step where they are fast.
     """
 
-    def __init__(self, world_size: int = 1) -> None:
+    def __init__(self, world_size: int = 1, timeout: float | None = None) -> None:
         self._alone = world_size == 1
+        self._size = world_size
         self._calls, self._next = 0, 1
         self._since = time.monotonic()
         self._group: Any = None
         if not self._alone and torch.distributed.get_backend() != "gloo":
-            self._group = torch.distributed.new_group(backend="gloo")  # on the host, no GPU waits
+            limit = None if timeout is None else timedelta(seconds=timeout)
+            # On the host, so that no GPU is waited for.
+            self._group = torch.distributed.new_group(backend="gloo", timeout=limit)
+
+    def all(self, mine: Any) -> list[Any]:
+        """What each process has handed in, by rank; all call it."""
+        every = [mine] * self._size
+        if not self._alone:
+            torch.distributed.all_gather_object(every, mine, group=self._group)
+        return every
 
     def agree(self, request: int) -> int:
         """The strongest request of all, or NONE between two exchanges. All processes call it

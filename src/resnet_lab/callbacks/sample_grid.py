@@ -27,7 +27,9 @@ class SampleGrid(Callback):
         self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int
     ) -> None:
         if batch_idx == 0 and trainer.global_step == 0:
-            images, labels = batch
+            images, labels, *draws = batch
+            if draws:  # not yet prepared
+                images, labels = trainer.datamodule.prepare(batch)  # type: ignore[attr-defined]
             self._kept = images[: self.count].clone(), labels[: self.count].clone()
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:

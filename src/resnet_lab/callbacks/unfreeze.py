@@ -2,6 +2,7 @@
 
 import logging
 
+import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.strategies import DDPStrategy
 
@@ -44,6 +45,12 @@ class Unfreeze(Callback):
             return
         self._done = True
         pl_module.net.unfreeze()  # type: ignore[operator,union-attr]
+        for group in trainer.optimizers[0].param_groups:
+            if group.get("fused") and group.get("momentum"):
+                # Fused, torch's SGD takes all buffers or none; from zero they begin as its own do.
+                for parameter in group["params"]:
+                    state = trainer.optimizers[0].state[parameter]
+                    state.setdefault("momentum_buffer", torch.zeros_like(parameter))
         strategy = trainer.strategy
         if isinstance(strategy, DDPStrategy):
             # DDP sums the gradients of those parameters only that had some when it was made, so

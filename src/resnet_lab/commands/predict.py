@@ -33,6 +33,8 @@ from resnet_lab.data.statistics import evenly_spaced
 from resnet_lab.files import printable
 
 if TYPE_CHECKING:
+    import torch
+
     from resnet_lab.charts import Tile
     from resnet_lab.run.load import Finished
 
@@ -54,6 +56,9 @@ def add(parser: argparse.ArgumentParser) -> None:
     add_run(parser)
     parser.add_argument(
         "paths", type=Path, nargs="+", metavar="IMAGE", help="image files, or folders of them"
+    )
+    parser.add_argument(
+        "--device", default="auto", help="auto: a GPU where there is one; cpu, cuda, cuda:1 (auto)"
     )
     parser.add_argument("--top-k", type=int, default=5, metavar="K", help="labels an image (5)")
     parser.add_argument("--format", choices=["csv", "json"], default="csv", help="(csv)")
@@ -83,7 +88,8 @@ Labels = list[tuple[str, float]]
 def run(options: argparse.Namespace) -> int:
     """A row goes out as soon as it is known, so that memory does not grow with their number.
 
-    The net is fed what it would be fed in evaluation, and computes in float32.
+    The net is fed what it would be fed in evaluation, and computes in float32, on every device
+    with all its digits.
     """
     if options.top_k < 1:
         raise UserError(f"--top-k {options.top_k}: must be 1 or more.")
@@ -92,9 +98,13 @@ def run(options: argparse.Namespace) -> int:
     refuse_existing(options.out, options.grid)
 
     from resnet_lab.data.cache import progress
+    from resnet_lab.run import machine
     from resnet_lab.run.load import load_run
 
-    run = load_run(options.run_dir, options.checkpoint, trust=options.trust)
+    device = machine.named(options.device)
+    on_cpu = ["trainer.accelerator=cpu"] if device.type == "cpu" else []
+    run = load_run(options.run_dir, options.checkpoint, on_cpu, trust=options.trust)
+    machine.allow_tf32(False)
     files = [file for path in options.paths for file in find(path)]
     shown = set(evenly_spaced(len(files), MOST_IN_GRID)) if options.grid is not None else set()
     top_k = min(options.top_k, len(run.class_names))
@@ -104,7 +114,8 @@ def run(options: argparse.Namespace) -> int:
     with ExitStack() as stack:
         stack.enter_context(warnings.catch_warnings())
         warnings.filterwarnings("ignore", module="PIL")  # serious faults are raised
-        answers = _labelled(run, decoded(files, run.cfg.data.image_size, shown), top_k)
+        pictures = decoded(files, run.cfg.data.image_size, shown)
+        answers = _labelled(run, device, pictures, top_k)
         if options.out is not None or not sys.stdout.isatty():  # on a terminal the rows show it
             answers = progress(answers, len(files), f"{len(files):,} images")
         file = sys.stdout if options.out is None else stack.enter_context(_create(options.out))
@@ -170,13 +181,12 @@ def _decode(path: Path, size: int, show: bool) -> Picture:
 
 
 def _labelled(
-    run: "Finished", pictures: Iterable[Picture], top_k: int
+    run: "Finished", device: "torch.device", pictures: Iterable[Picture], top_k: int
 ) -> Iterator[tuple[Picture, Labels]]:
     import torch
 
     from resnet_lab.data.augment import normalise, scale_and_shift
 
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     net = run.net.to(device)
     scale, shift = scale_and_shift(run.cfg.data.mean, run.cfg.data.std, device)
     pictures = iter(pictures)

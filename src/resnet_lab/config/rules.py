@@ -73,6 +73,7 @@ RULES: dict[str, Rule] = {
     "callbacks.last.minutes": _NOT_NEGATIVE,
     "seed": (lambda v: _whole(v) and 0 <= v < 2**32, "a whole number from 0 to 4294967295"),
     "compile": (lambda v: isinstance(v, bool) or v == "auto", "true, false or auto"),
+    "cuda_graph": (lambda v: isinstance(v, bool) or v == "auto", "true, false or auto"),
     "reference": (
         _reference,
         "a test error in percent, null, or a mapping such as "

@@ -32,7 +32,8 @@ _NAMED = {  # module: what may be named of it
     "ExponentialLR LinearLR MultiStepLR OneCycleLR PolynomialLR ReduceLROnPlateau StepLR",
     "lightning.pytorch": "Trainer",
     # Only a resumed run makes these; where they write is looked at by `check_places`.
-    "resnet_lab.callbacks": "compile_net.CompileNet confusion_matrix.ConfusionMatrix ema.EMA "
+    "resnet_lab.callbacks": "compile_net.CompileNet confusion_matrix.ConfusionMatrix "
+    "cuda_graph.CudaGraph ema.EMA "
     "epoch_log.EpochLog grad_norm.GradNorm last_checkpoint.LastCheckpoint live_bar.LiveBar "
     "learning_curves.LearningCurves nan_guard.NanGuard sample_grid.SampleGrid unfreeze.Unfreeze "
     "wrong_images.WrongImages",

@@ -5,6 +5,7 @@ Every image has its own draws: int32, uniform in [0, 2**31). A draw modulo k is 
 """
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -51,9 +52,9 @@ def scale_and_shift(
 ) -> tuple[Tensor, Tensor]:
     """Two float32 [c] for `normalise`, from statistics of pixels that run from 0 to 1."""
     pairs = list(zip(mean, std, strict=True))
-    scale = torch.tensor([1 / (255 * s) for _, s in pairs], device=device)
-    shift = torch.tensor([-m / s for m, s in pairs], device=device)
-    return scale, shift
+    scale, shift = [1 / (255 * s) for _, s in pairs], [-m / s for m, s in pairs]
+    options: Any = {"dtype": torch.float32, "device": device}
+    return torch.tensor(scale, **options), torch.tensor(shift, **options)
 
 
 def gray(images: Tensor) -> Tensor:

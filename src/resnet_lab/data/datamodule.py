@@ -87,8 +87,10 @@ class ImageDataModule(LightningDataModule):
         photographs: whether images are larger than 64 pixels a side.
         streaming: whether images are decoded by workers.
         train_batches: steps in an epoch.
+        deferred: whether batches stay as they are loaded, until somebody has them prepared.
     """
 
+    deferred = False
     mean: list[float]
     std: list[float]
 
@@ -310,18 +312,28 @@ class ImageDataModule(LightningDataModule):
 
     def on_after_batch_transfer(
         self, batch: Sequence[Tensor], dataloader_idx: int = 0
-    ) -> tuple[Tensor, Tensor]:
+    ) -> tuple[Tensor, ...]:
+        """The batch as the net sees it (`prepare`), unless a CUDA graph does that."""
+        return tuple(batch) if self.deferred else self.prepare(batch)
+
+    def prepare(self, batch: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
         """Augment a training batch (one with draws), and normalise any batch, where it is."""
         images, labels, *in_training = batch
         if images.device not in self._on_device:
             self._on_device[images.device] = scale_and_shift(self.mean, self.std, images.device)
         scale, shift = self._on_device[images.device]
         if not in_training:
-            return normalise(images, scale, shift), labels
+            return self._as_weights(normalise(images, scale, shift)), labels
         (draws,) = in_training
         if not self.photographs:  # which are cropped and mirrored where they are decoded
             images = random_crop_flip(images, draws[:, CROP_AND_FLIP], self.crop_padding, self.flip)
         images = normalise(images, scale, shift)
         if self.cutout:
             images = cutout(images, draws[:, CUTOUT], self.cutout)
-        return images, labels
+        return self._as_weights(images), labels
+
+    def _as_weights(self, images: Tensor) -> Tensor:
+        """In the kind of numbers of the net's weights (trainer.precision=bf16-true, 64)."""
+        module = None if self.trainer is None else self.trainer.lightning_module
+        weights = None if module is None else next(module.parameters(), None)
+        return images if weights is None else images.to(weights.dtype)

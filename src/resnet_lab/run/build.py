@@ -24,10 +24,18 @@ from resnet_lab.models.complexity import Complexity, count
 from resnet_lab.models.pretrained import Pretrained, preprocessing
 from resnet_lab.run.checkpoint_io import DurableCheckpointIO
 from resnet_lab.run.folder import RunFolder
-from resnet_lab.run.machine import count_devices, keep_freed_memory, on_cuda, resolve_precision
+from resnet_lab.run.machine import (
+    allow_tf32,
+    claim,
+    count_devices,
+    keep_freed_memory,
+    on_cuda,
+    resolve_precision,
+)
 
 log = logging.getLogger(__name__)
 
+NCCL_LATER = 60  # seconds
 FUSED = {"torch.optim.SGD", "torch.optim.Adam", "torch.optim.AdamW"}
 
 
@@ -60,7 +68,7 @@ def build(cfg: DictConfig) -> Parts:
     """
     keep_freed_memory()
     if on_cuda(cfg.trainer.accelerator):
-        torch.set_float32_matmul_precision("high")  # TF32 for what is left in float32
+        allow_tf32(True)  # for what is left in float32
     written: Any = OmegaConf.to_container(cfg)
     cfg = _on_this_machine(cfg)
     datamodule = build_data(cfg)
@@ -70,13 +78,15 @@ def build(cfg: DictConfig) -> Parts:
     net = build_net(cfg)
     if isinstance(net, Pretrained) and not cfg.resume:
         net.load_weights()
+    trainer = _trainer(cfg)
+    claim(trainer.strategy.root_device)
     return Parts(
         cfg,
         _without_environment(cfg, written),
         datamodule,
         net,
         build_classifier(cfg, net),
-        _trainer(cfg),
+        trainer,
         count(net, datamodule.image_size, datamodule.channels),
     )
 
@@ -241,7 +251,9 @@ def _strategy(cfg: DictConfig) -> str | Strategy | Any:
     """What `trainer.strategy` says; DDP gets the time that one device waits for another."""
     strategy, n = cfg.trainer.strategy, count_devices(cfg.trainer.devices, cfg.trainer.accelerator)
     if strategy == "ddp" or (strategy == "auto" and n * cfg.trainer.num_nodes > 1):
-        return DDPStrategy(timeout=timedelta(seconds=cfg.rank_timeout))
+        # NCCL ends a process without a word, so the exchange on the host shall notice first.
+        timeout = timedelta(seconds=cfg.rank_timeout + NCCL_LATER)
+        return DDPStrategy(timeout=timeout, gradient_as_bucket_view=True)
     return instantiate(strategy) if OmegaConf.is_config(strategy) else strategy
 
 

@@ -57,15 +57,19 @@ class DurableCheckpointIO(CheckpointIO):
     def load_checkpoint(
         self, path: str | Path, map_location: Any = None, weights_only: bool | None = None
     ) -> dict[str, Any]:
-        """The checkpoint at `path`; never runs code that it might contain."""
-        return load(path, map_location)
+        """The checkpoint at `path`, on the host; never runs code that it might contain.
+
+        Wherever its tensors were saved: each process takes them to its own device, and none opens
+        a context on another's GPU, or fails where there is none.
+        """
+        return load(path)
 
     def remove_checkpoint(self, path: str | Path) -> None:
         Path(path).unlink(missing_ok=True)
 
 
-def load(path: str | Path, map_location: Any = "cpu") -> dict[str, Any]:
-    """The contents of a checkpoint file, which must be plain data (`weights_only`).
+def load(path: str | Path) -> dict[str, Any]:
+    """The contents of a checkpoint file, on the host; they must be plain data (`weights_only`).
 
     ValueError where the file is missing or damaged: torch.load itself compares no checksum, and
     most flipped bits would go unnoticed.
@@ -75,7 +79,7 @@ def load(path: str | Path, map_location: Any = "cpu") -> dict[str, Any]:
             damaged = archive.testzip()
         if damaged is not None:
             raise zipfile.BadZipFile(f"wrong checksum of {damaged}")
-        checkpoint: dict[str, Any] = torch.load(path, map_location=map_location, weights_only=True)
+        checkpoint: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
     except FileNotFoundError as error:
         raise UserError(f"{path}: there is no such checkpoint.") from error
     except Exception as error:  # whatever the bytes lead these readers to
@@ -87,7 +91,7 @@ def load(path: str | Path, map_location: Any = "cpu") -> dict[str, Any]:
 
 
 def load_weights(path: Path) -> dict[str, torch.Tensor]:
-    """The `state_dict` of a checkpoint file, on the CPU; ValueError as from `load`."""
+    """The `state_dict` of a checkpoint file, on the host; ValueError as from `load`."""
     checkpoint = load(path)
     if not isinstance(checkpoint, dict) or not isinstance(checkpoint.get("state_dict"), dict):
         raise UserError(f"{path} is no checkpoint of a run; name another one.")

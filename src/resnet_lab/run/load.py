@@ -6,7 +6,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import DictConfig, OmegaConf
 from torch import nn
@@ -22,7 +21,7 @@ from resnet_lab.data.datamodule import ImageDataModule
 from resnet_lab.run import checkpoint_io
 from resnet_lab.run.build import build_classifier, build_data, build_net
 from resnet_lab.run.folder import SECTIONS, RunFolder, keep_at_home
-from resnet_lab.run.machine import keep_freed_memory, on_cuda
+from resnet_lab.run.machine import allow_tf32, keep_freed_memory, on_cuda
 
 HOW_TO_TRUST = "If it is your own code, say so: --trust PACKAGE"
 
@@ -93,7 +92,7 @@ def load_run(
 
     keep_freed_memory()
     if on_cuda(cfg.trainer.accelerator):
-        torch.set_float32_matmul_precision("high")  # as in training
+        allow_tf32(True)  # as in training
     weights = checkpoint_io.load_weights(checkpoint)
     net = build_net(cfg)
     classifier = build_classifier(cfg, net)

@@ -25,7 +25,7 @@ from resnet_lab.config.compose import ABSENT, APP, flat, moved, pasted, typed
 from resnet_lab.files import write_text
 from resnet_lab.run.build import Parts
 from resnet_lab.run.folder import RunFolder, program, shown
-from resnet_lab.run.machine import device_name
+from resnet_lab.run.machine import arithmetic, device_name, usable
 from resnet_lab.run.resume import as_text
 from resnet_lab.run.stop import Paused, Stopped
 from resnet_lab.screen import duration
@@ -163,6 +163,9 @@ class Record:
                 "epoch, not its best. callbacks=... replaces the default callbacks; perhaps "
                 f"callbacks=[default{',' if others else ''}{others}] was meant."
             )
+        on_cpu = self.trainer.strategy.root_device.type == "cpu"
+        if on_cpu and cfg.trainer.accelerator == "auto" and (fault := usable().fault):
+            log.warning(f"the GPU of this machine is not used: {fault}.")
         devices = 1 if cfg.trainer.sync_batchnorm else self.trainer.world_size
         together = cfg.data.batch_size // devices
         if together < FEW_FOR_BATCHNORM and trains_batchnorm(parts.net):
@@ -186,6 +189,7 @@ class Record:
         learning = sum(p.numel() for p in self.parts.net.parameters() if p.requires_grad)
         frozen = f" ({learning:,} of them trainable)" if learning < result["params"] else ""
         devices = self.trainer.world_size
+        precision = arithmetic(result["precision"], self.trainer.strategy.root_device)
         share = f" ({cfg.data.batch_size // devices} on each of {devices} devices)"
         return {
             "net": f"{result['model']}: {result['params']:,} parameters{frozen}, "
@@ -194,7 +198,7 @@ class Record:
             f"{data.n_train:,} train, {data.n_val:,} val, {data.n_test:,} test images",
             "batch": f"{cfg.data.batch_size}{share if devices > 1 else ''}, "
             f"{data.train_batches:,} steps an epoch",
-            "device": f"{result['device_name']}, precision {result['precision']}",
+            "device": f"{result['device_name']}, precision {precision}",
             "run folder": shown(self.folder.path) + (", resumed" if cfg.resume else ""),
         }
 

@@ -21,13 +21,16 @@ from resnet_lab.config.errors import UserError
 from resnet_lab.config.messages import NO_ROOM, NOT_A_FILE, cannot_write
 from resnet_lab.data.batches import worker_error
 from resnet_lab.loggers import CSV
-from resnet_lab.run import checkpoint_io, distributed
+from resnet_lab.run import checkpoint_io, distributed, gpu
 from resnet_lab.run.build import Parts, build
 from resnet_lab.run.folder import RunFolder
 from resnet_lab.run.record import Record
 from resnet_lab.run.rendezvous import join
 from resnet_lab.run.stop import handlers_kept
 from resnet_lab.screen import tolerant
+
+# As torch's allocators, CUDA (for its contexts, and memory to copy from), cuBLAS and cuDNN say it.
+OUT_OF_MEMORY = ("out of memory", "can't allocate memory", "ALLOC_FAILED", "ALLOCATION_FAILED")
 
 for name in ("lightning.pytorch", "lightning.fabric"):
     logging.getLogger(name).setLevel(logging.WARNING)  # our header says what they would
@@ -128,11 +131,14 @@ def plain_errors(cfg: DictConfig) -> Iterator[None]:
     except (RuntimeError, MemoryError) as error:
         if str(error).startswith("DataLoader worker"):
             raise worker_error(error) from error
-        out_of_memory = isinstance(error, torch.OutOfMemoryError | MemoryError)
-        if not (out_of_memory or "can't allocate memory" in str(error)):
+        text = str(error)
+        if not (isinstance(error, MemoryError) or any(words in text for words in OUT_OF_MEMORY)):
             raise
+        where = (text.splitlines() or ["of the host"])[0]
+        if "CU" in text and torch.cuda.is_available():
+            where += gpu.others(torch.cuda.current_device())
         raise UserError(
-            f"out of memory ({str(error).splitlines()[0]}). data.batch_size is "
+            f"out of memory ({where}). data.batch_size is "
             f"{cfg.data.batch_size}; try half of it with a learning rate of half the size, "
             f"or keep it with trainer.accumulate_grad_batches=2, or a smaller net "
             "(model.width), or trainer.precision=bf16-mixed."

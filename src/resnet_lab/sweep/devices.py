@@ -19,22 +19,6 @@ FEW_CPUS = 4  # up to so many, jobs side by side get one thread each, else two
 SPARE = 0.05  # of a GPU's memory
 
 
-def visible_gpus() -> list[str]:
-    """The GPUs that this process may use, as CUDA_VISIBLE_DEVICES names them."""
-    try:
-        listed = subprocess.run(["nvidia-smi", "-L"], capture_output=True, text=True, timeout=20)
-        count = sum(line.startswith("GPU ") for line in listed.stdout.splitlines())
-    except (OSError, subprocess.TimeoutExpired):
-        folder = Path("/proc/driver/nvidia/gpus")
-        count = len(list(folder.iterdir())) if folder.is_dir() else 0
-    mask = os.environ.get("CUDA_VISIBLE_DEVICES")
-    if mask is None or count == 0:
-        return [str(n) for n in range(count)]
-    names = [name.strip() for name in mask.split(",")]
-    end = next((n for n, name in enumerate(names) if name in ("", "-1")), len(names))
-    return names[:end]  # as CUDA reads it: what follows an invalid name is invisible
-
-
 def cpus() -> int:
     """The CPUs that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

@@ -323,10 +323,9 @@ def end(record: JobRecord, status: int, seconds: float, stopping: bool) -> None:
     else:
         tail = last_lines(folder.console)
         record.state, record.error = State.FAILED, reason(status)
-        # What the run itself could still write says more than the last line on its screen.
-        last = next((line.strip() for line in reversed(tail) if line.strip()), "")
+        # What the run itself could still write says more than its screen.
         stopped = result.get("status") == State.INTERRUPTED  # written before it was killed
-        if (status > 0 or stopped) and (cause := str(result.get("error") or last)):
+        if (status > 0 or stopped) and (cause := str(result.get("error") or _said_last(tail))):
             record.error += f": {cause[:300]}"
         write_text(
             folder.error,
@@ -355,6 +354,17 @@ def reason(status: int) -> str:
     except ValueError:
         name = f"signal {-status}"
     return f"killed by {name}" + (", perhaps for memory" if name == "SIGKILL" else "")
+
+
+def _said_last(lines: list[str]) -> str:
+    """The line of a screen that says why a program has ended.
+
+    After a traceback the first line of the error, which may have more (and Hydra's advice below).
+    """
+    lines = [line.rstrip() for line in lines if line.strip()]
+    traces = [n for n, line in enumerate(lines) if line.startswith("Traceback (most recent")]
+    after = lines[traces[-1] + 1 :] if traces else []
+    return next((line for line in after if not line.startswith(" ")), (lines or [""])[-1].strip())
 
 
 def last_lines(path: Path) -> list[str]:

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Self
 
 from resnet_lab.run.folder import RunFolder, SweepFolder
+from resnet_lab.run.gpu import GIVEN
 from resnet_lab.sweep import ledger
 from resnet_lab.sweep.devices import Devices
 from resnet_lab.sweep.executor import Ended
@@ -139,7 +140,7 @@ class Local:
         environment = {k: v for k, v in os.environ.items() if k not in (*RANKS, *RENDEZVOUS)}
         environment |= self._environment
         if gpus:
-            environment["CUDA_VISIBLE_DEVICES"] = ",".join(gpus)
+            environment["CUDA_VISIBLE_DEVICES"] = environment[GIVEN] = ",".join(gpus)
         if "OMP_NUM_THREADS" in environment:
             threads = None  # the user has decided
         elif threads is not None:
