@@ -9,7 +9,7 @@ PORT ?= 6006
 ROOT ?= data/cifar10-jpeg
 
 .DEFAULT_GOAL := help
-.PHONY: help install train bench test test-slow test-faults test-cluster test-next lint format types audit tensorboard results results-runs constraints clean
+.PHONY: help install train bench gpu-check test test-slow test-faults test-cluster test-next lint format types audit tensorboard results results-runs constraints clean
 
 help: ## Show this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-13s %s\n", $$1, $$2}'
@@ -47,6 +47,9 @@ train: $(READY) ## Train ResNet-20 on handwritten digits (about a minute on two 
 
 bench: $(READY) ## Measure the speed on this machine: ARGS="--only training,sweep --rounds 3 --out DIR"
 	@$(BIN)/python -m benchmarks $(ARGS)
+
+gpu-check: $(READY) ## Try everything on a new GPU, in eight minutes: ARGS="--short --out DIR"
+	@$(BIN)/python -m benchmarks.gpu_check $(ARGS)
 
 test: $(READY) ## Run the tests, two side by side
 	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 2 --dist loadfile $(ARGS)

@@ -30,7 +30,7 @@ class Setting(NamedTuple):
 
     precision: str  # fp32 | bf16 (autocast)
     layout: str  # NCHW | channels_last
-    mode: str  # eager | compiled
+    mode: str  # eager | compiled | graphed (CUDA: the whole step, optimizer and all)
 
 
 SETTINGS = tuple(
@@ -82,17 +82,42 @@ class BareLoop:
         ]
         for batch in self.batches:
             batch[0] = batch[0].contiguous(memory_format=layout)
+        self.graph: Any = None
+        if setting.mode == "graphed":
+            self._record()
+
+    def _record(self) -> None:
+        for group in self.optimizer.param_groups:
+            group["lr"] = torch.tensor(group["lr"], device=self.device)
+        self.static = [part.clone() for part in self.batches[0]]
+        stream = torch.cuda.Stream()
+        with torch.cuda.stream(stream):
+            for _ in range(3):
+                self._step(*self.static)
+        torch.cuda.current_stream().wait_stream(stream)
+        self.graph = torch.cuda.CUDAGraph()
+        self.optimizer.zero_grad()
+        with torch.cuda.graph(self.graph):
+            self._step(*self.static)
+
+    def _step(self, images: torch.Tensor, labels: torch.Tensor) -> None:
+        with torch.autocast(DEVICE, torch.bfloat16, enabled=self.bf16, cache_enabled=False):
+            loss = F.cross_entropy(self.net(images), labels)
+        self.optimizer.zero_grad()
+        loss.backward()
+        self.optimizer.step()
 
     def run(self, steps: int) -> dict[str, Any]:
         """The figures of so many steps."""
         began = now(self.device)
         for step in range(steps):
             images, labels = self.batches[step % len(self.batches)]
-            with torch.autocast(DEVICE, torch.bfloat16, enabled=self.bf16):
-                loss = F.cross_entropy(self.net(images), labels)
-            self.optimizer.zero_grad()
-            loss.backward()
-            self.optimizer.step()
+            if self.graph is None:
+                self._step(images, labels)
+                continue
+            for place, part in zip(self.static, (images, labels), strict=True):
+                place.copy_(part)
+            self.graph.replay()
         seconds = now(self.device) - began
         return {"seconds": seconds, "images": steps * len(labels), "steps": steps}
 

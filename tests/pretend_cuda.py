@@ -12,6 +12,7 @@ host memory.
 """
 
 import contextlib
+import io
 import os
 import traceback
 from collections import Counter
@@ -210,8 +211,7 @@ class World(TorchDispatchMode):
 
     def launches(self) -> int:
         """The noted operations that start a kernel or copy."""
-        names = ((name.split("::")[-1].split(".")[0], n) for name, n in self.ops.items())
-        return sum(n for name, n in names if name.removeprefix("aten.") not in VIEWS)
+        return sum(n for name, n in self.ops.items() if name.split(".")[-2:][0] not in VIEWS)
 
     def wait(self, what: str) -> None:
         if self._tape is not None:
@@ -488,18 +488,23 @@ class World(TorchDispatchMode):
             "torch.autocast": lambda kind, *a, **k: autocast(
                 "cpu" if kind == "cuda" else kind, *a, **k
             ),
+            "torch.distributed.Backend.default_device_backend_map": {
+                **torch.distributed.Backend.default_device_backend_map,
+                "cuda": "gloo",  # in the place of NCCL
+            },
             "torch.save": self._save,
             "torch.load": self._load,
         }
 
-    def _save(self, content: Any, file: Any) -> None:
+    def _save(self, content: Any, file: Any, **options: Any) -> None:
         with _disable_current_modes():
-            torch_save(tree_map(_elem, content), file)
+            torch_save(tree_map(_elem, content), file, **options)
 
     def _load(self, file: Any, map_location: Any = None, **options: Any) -> Any:
         """To the host alone: the files do not say where their tensors lay."""
-        assert map_location == "cpu", "torch.load would go to the device it was saved on"
-        self.loads.append(map_location)
+        if not isinstance(file, io.BytesIO):  # no pickle that one process sends to another
+            assert map_location == "cpu", "torch.load would go to the device it was saved on"
+            self.loads.append(map_location)
         with _disable_current_modes():
             return torch_load(file, map_location="cpu", **options)
 

@@ -28,7 +28,7 @@ DEEPEST = 3  # folders below a path in which runs are looked for
 PLACES = ("hydra", "sweep", "run_dir", "resume", "trust", "reference")
 # Keys that cannot change the outcome of a run are no factors, nor what lies below them.
 NO_FACTORS = (
-    *(*PLACES, "logger", "compile"),
+    *(*PLACES, "logger", "compile", "cuda_graph"),
     *("data.root", "data.cache_dir", "data.workers", "data.worker_timeout", "data.memory_limit"),
     *("data.check", "data.on_bad_image", "data.source"),
     *("trainer.enable_progress_bar", "trainer.enable_model_summary", "trainer.log_every_n_steps"),
@@ -38,6 +38,7 @@ NO_FACTORS = (
 WATCHING = frozenset(
     [
         *("best", "last", "default", "checkpoints", "nan_guard", "epoch_log", "compile_net"),
+        "cuda_graph",
         *("live_bar", "pictures", "confusion_matrix", "learning_curves", "grad_norm"),
         *("sample_grid", "wrong_images", "none", "null", "prune"),
     ]

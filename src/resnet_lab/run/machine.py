@@ -91,14 +91,15 @@ def named(device: str) -> torch.device:
         UserError: there is no such device here.
     """
     if device == "auto":
-        return torch.device("cuda" if on_cuda("auto") else "cpu")
+        return torch.device("cuda", 0) if on_cuda("auto") else torch.device("cpu")
     try:
         chosen = torch.device(device)
     except RuntimeError:
         raise UserError(f"--device {device}: use auto, cpu, cuda or cuda:1.") from None
     if chosen.type == "cuda":
         on_cuda("cuda")
-        if (chosen.index or 0) >= (n := usable().n):
+        chosen = torch.device("cuda", chosen.index or 0)
+        if chosen.index >= (n := usable().n):
             raise UserError(f"--device {device}: there are {n} GPUs here.")
         claim(chosen)
     return chosen

@@ -24,6 +24,7 @@ from resnet_lab.run.folder import RunFolder, keep_at_home
 FREE = (
     "callbacks.last",
     "compile",
+    "cuda_graph",
     "data.cache_dir",
     "data.memory_limit",
     "data.root",
@@ -42,6 +43,8 @@ FOLLOWERS = {
     "data.cache_dir": "data.source.cache_dir",
     "trainer.max_time": "callbacks.last.max_time",
     "compile": "callbacks.compile_net.compile",
+    "rank_timeout": "callbacks.last.rank_timeout",
+    "cuda_graph": "callbacks.cuda_graph.cuda_graph",
 }
 
 
