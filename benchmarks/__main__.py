@@ -102,11 +102,11 @@ def pipeline(work: Path, rounds: int, quick: bool) -> dict[str, Any]:
 def machine() -> dict[str, Any]:
     import torch
 
-    from resnet_lab.run.machine import device_name
+    from resnet_lab.run.machine import device_name, named
 
     names = ("torch", "torchvision", "lightning", "torchmetrics", "pillow", "numpy")
     return {
-        "device": device_name(torch.device("cuda" if torch.cuda.is_available() else "cpu")),
+        "device": device_name(named("auto")),
         "system": platform.platform(),
         "threads": torch.get_num_threads(),
         "memory_gb": os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 1e9,

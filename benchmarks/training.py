@@ -17,11 +17,12 @@ from benchmarks.data import NOISE
 from benchmarks.turns import Gate, gate
 from resnet_lab.config.compose import compose
 from resnet_lab.run.build import build
+from resnet_lab.run.machine import on_cuda
 from resnet_lab.run.training import train
 
 SKIP = 8  # steps at the start of a segment that are not timed: their batches may exist already
 READY_BATCHES = 8
-DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
+DEVICE = "cuda" if on_cuda("auto") else "cpu"
 LONG = 1000  # epochs; no contender gets there, but compile=auto depends on the steps to come
 
 

@@ -459,6 +459,16 @@ def test_unfreezing_at_an_epoch_also_after_a_resume(config, trunk_run, tmp_path,
     assert_same(weights(tmp_path / "whole"), weights(tmp_path / "stopped"))
 
 
+def test_a_fused_optimizer_unfreezes_as_another(config, trunk_run, tmp_path):
+    asked = ("model=pretrained", f"model.trunk={trunk_run}", *SHORT, *UNFREEZE)
+    asked = (*asked, "trainer.max_epochs=2", "optimizer.lr=0.01")
+    for fused in ("true", "false"):
+        training.train(config(*asked, f"+optimizer.fused={fused}", f"run_dir={tmp_path}/{fused}"))
+    torch.testing.assert_close(
+        weights(tmp_path / "true"), weights(tmp_path / "false"), rtol=1e-3, atol=1e-4
+    )
+
+
 def test_only_a_net_with_something_frozen_can_be_unfrozen(config):
     with pytest.raises(ValueError, match="use model=pretrained"):
         training.train(config(*QUICK, *UNFREEZE))

@@ -171,16 +171,12 @@ def _length(tensors: Sequence[Tensor]) -> Tensor:
 
 
 class Graphs:
-    """The recordings of one training: of its steps, its optimizer and its validation.
-
-    outdated: what learns has changed since.
-    """
+    """The recordings of one training: of its steps, its optimizer and its validation."""
 
     def __init__(self, trainer: Trainer, module: LightningModule) -> None:
-        self.trainer, self.module = trainer, module
+        self.module = module
         self.data: Any = trainer.datamodule  # type: ignore[attr-defined]
         self.stream = torch.cuda.Stream(module.device)
-        self.steps = 0
         self._learning = self._trainable()
         self._training = _Replayed(self, self._train, training=True)
         self._validation = _Replayed(self, self._evaluate, training=False)
@@ -193,6 +189,7 @@ class Graphs:
         del self._training, self._validation, self._update  # and with them the graphs' memory
 
     def outdated(self) -> bool:
+        """Whether what learns has changed since."""
         return self._trainable() != self._learning
 
     def _trainable(self) -> list[bool]:
@@ -200,7 +197,6 @@ class Graphs:
 
     def training_step(self, batch: Sequence[Tensor]) -> Tensor:
         """One batch, backward pass and all: the loss []."""
-        self.steps += 1
         self._update.armed = self._training.graph is not None
         return self._training(batch)
 

@@ -251,10 +251,17 @@ def _strategy(cfg: DictConfig) -> str | Strategy | Any:
     """What `trainer.strategy` says; DDP gets the time that one device waits for another."""
     strategy, n = cfg.trainer.strategy, count_devices(cfg.trainer.devices, cfg.trainer.accelerator)
     if strategy == "ddp" or (strategy == "auto" and n * cfg.trainer.num_nodes > 1):
-        # NCCL ends a process without a word, so the exchange on the host shall notice first.
-        timeout = timedelta(seconds=cfg.rank_timeout + NCCL_LATER)
-        return DDPStrategy(timeout=timeout, gradient_as_bucket_view=True)
+        return DDPStrategy(timeout=patience(cfg), gradient_as_bucket_view=True)
     return instantiate(strategy) if OmegaConf.is_config(strategy) else strategy
+
+
+def patience(cfg: DictConfig) -> timedelta:
+    """How long one device's process waits for another's in a collective operation.
+
+    NCCL then ends a process without a word, so the exchange on the host shall notice first.
+    """
+    later = NCCL_LATER if on_cuda(cfg.trainer.accelerator) else 0
+    return timedelta(seconds=cfg.rank_timeout + later)
 
 
 def _without_environment(cfg: DictConfig, written: Mapping[str, Any]) -> dict[str, Any]:

@@ -4,7 +4,6 @@ import logging
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
-from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +21,7 @@ from resnet_lab.config.messages import NO_ROOM, NOT_A_FILE, cannot_write
 from resnet_lab.data.batches import worker_error
 from resnet_lab.loggers import CSV
 from resnet_lab.run import checkpoint_io, distributed, gpu
-from resnet_lab.run.build import Parts, build
+from resnet_lab.run.build import Parts, build, patience
 from resnet_lab.run.folder import RunFolder
 from resnet_lab.run.record import Record
 from resnet_lab.run.rendezvous import join
@@ -96,7 +95,7 @@ def _join_processes(parts: Parts) -> None:
     if distributed.by_torchrun() and isinstance(trainer.strategy, DDPStrategy):
         device = trainer.strategy.root_device
         backend = torch.distributed.Backend.default_device_backend_map.get(device.type, "gloo")
-        join(backend, device, timedelta(seconds=parts.cfg.rank_timeout))
+        join(backend, device, patience(parts.cfg))
 
 
 def _pruned(parts: Parts) -> bool:
