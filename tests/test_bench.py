@@ -81,7 +81,7 @@ def test_an_interrupt_leaves_no_process_behind(toys):
     )
     command = [sys.executable, str(toys / "program.py")]
     with subprocess.Popen(command, stderr=subprocess.DEVNULL, env={"PYTHONPATH": str(ROOT)}) as run:
-        wait_until((toys / "asleep").exists, 60)
+        wait_until(lambda: (toys / "asleep").exists() and any(toys.glob("*.child")), 60)
         (child,) = (int(path.stem) for path in toys.glob("*.child"))
         assert alive(child)
         run.send_signal(signal.SIGINT)
