@@ -360,7 +360,7 @@ def test_a_replayed_run_equals_the_other_bit_for_bit(train, tmp_path, overrides)
     _, world = train("graph", "cuda_graph=true", *overrides)
     train("eager", "cuda_graph=false", *overrides)
     assert_same(tmp_path / "graph", tmp_path / "eager")
-    assert {21, 20} <= {tape.replays for tape in world.graphs}  # of 24 steps
+    assert [tape.replays for tape in world.graphs].count(21) >= 2  # of 24 steps
     norms = [tmp_path / name / "grad_norm.csv" for name in ("graph", "eager")]
     if norms[0].exists():
         assert norms[0].read_text() == norms[1].read_text()
@@ -419,6 +419,21 @@ def test_a_replay_that_does_something_else_is_found_out(train, tmp_path, caplog,
     with caplog.at_level(logging.WARNING, logger="resnet_lab"):
         train("graph", "cuda_graph=true", CHECKPOINTS)
     assert any("Different" in message for message in caplog.messages)
+    train("eager", "cuda_graph=false", CHECKPOINTS)
+    assert_same(tmp_path / "graph", tmp_path / "eager")
+
+
+@pytest.mark.slow
+def test_a_batch_of_another_shape_is_taken_kernel_by_kernel(train, tmp_path, monkeypatch):
+    fits, asked = cuda_graph._Replayed._fits, []
+
+    def now_and_then(self: Any, batch: Any) -> bool:
+        asked.append(self.training)
+        return fits(self, batch) and len(asked) % 5 > 0
+
+    monkeypatch.setattr(cuda_graph._Replayed, "_fits", now_and_then)
+    _, world = train("graph", "cuda_graph=true", CHECKPOINTS)
+    assert max(tape.replays for tape in world.graphs) < 21
     train("eager", "cuda_graph=false", CHECKPOINTS)
     assert_same(tmp_path / "graph", tmp_path / "eager")
 

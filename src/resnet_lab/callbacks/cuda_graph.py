@@ -197,8 +197,9 @@ class Graphs:
 
     def training_step(self, batch: Sequence[Tensor]) -> Tensor:
         """One batch, backward pass and all: the loss []."""
-        self._update.armed = self._training.graph is not None
-        return self._training(batch)
+        loss = self._training(batch)
+        self._update.armed = self._training.replayed
+        return loss
 
     def validation_step(self, batch: Sequence[Tensor]) -> None:
         self._validation(batch)
@@ -236,11 +237,13 @@ class _Replayed:
         self.taken = 0
         self.graph: Recording | None = None
         self.failed = False
+        self.replayed = False  # whether the last step has left its gradients where the graph does
         self.batch: list[Tensor] = []
         self.result: Tensor
 
     def __call__(self, batch: Sequence[Tensor]) -> Tensor:
         self.taken += 1
+        self.replayed = True
         if self.graph is not None and self._fits(batch):
             for place, value in zip(self.batch, batch, strict=True):
                 place.copy_(value, non_blocking=True)
@@ -253,6 +256,8 @@ class _Replayed:
         return self.result
 
     def _run(self, batch: Sequence[Tensor]) -> None:
+        self.replayed = False
+
         def step() -> None:
             self.result = self.step(batch)
 
@@ -275,7 +280,6 @@ class _Replayed:
             self.failed = True
             _warn("the training step" if self.training else "the validation step", error)
             self._run(batch)
-
         self.gradients = [(p, p.grad) for p in module.parameters() if p.grad is not None]
 
     def _put_gradients(self) -> None:
@@ -306,7 +310,7 @@ class _Update:
 
     def __init__(self, graphs: Graphs, optimizer: Optimizer) -> None:
         self.graphs, self.optimizer = graphs, optimizer
-        self.armed = False  # whether gradients lie where the next ones will
+        self.armed = False  # whether the gradients lie where those of the next steps will
         self.graph: Recording | None = None
         self.fused = all(group.get("fused") for group in optimizer.param_groups)
         self.failed = False
@@ -328,11 +332,10 @@ class _Update:
         with torch.enable_grad():
             loss = closure() if closure is not None else None
         self._set_rates()
-        if self.graph is None:
-            if self.armed and not self.failed:
-                self._record()
-            else:
-                self._with_rates()
+        if self.failed or not self.armed:
+            self._with_rates()
+        elif self.graph is None:
+            self._record()
         elif self.others == self._others():
             self.graph.replay()
         else:
