@@ -600,6 +600,7 @@ def test_a_file_in_the_folder_is_a_command(tmp_path, monkeypatch, capsys):
     assert "say-hello say hello" in " ".join(capsys.readouterr().out.split())
 
 
+@pytest.mark.slow
 def test_ctrl_c_and_a_closed_pipe_end_quietly(monkeypatch):
     def interrupted(options):
         raise KeyboardInterrupt

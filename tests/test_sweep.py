@@ -323,6 +323,7 @@ def test_what_a_failed_attempt_left_is_kept(tmp_path):
 # ---------------------------------------------------------------- sweeps from the command line
 
 
+@pytest.mark.slow
 def test_bad_jobs_are_named_the_others_go_on_and_the_next_run_does_what_is_left(bench):
     # An interpolation reaches the jobs as it was typed.
     grid_of_12 = ("+how=finish,raise,exit,kill", "seed=range(0,3)", "+note=${run_dir}/x")
@@ -541,6 +542,7 @@ def test_a_signal_stops_all_jobs(bench, number, status):
     assert "run the same command to continue" in output
 
 
+@pytest.mark.slow
 def test_a_killed_sweep_leaves_no_process_and_the_next_goes_on(bench):
     jobs = ("+how=finish,sleep,deaf",)
     sweep = bench.start(*jobs, "sweep.jobs=3")

@@ -121,7 +121,11 @@ def assert_same(one: Path, other: Path) -> None:
             marks=pytest.mark.slow,
         ),
         ((EAGER, "trainer.precision=16-mixed", "optimizer.lr=0.01"), 1),  # of its scaler
-        ((EAGER, "optimizer._target_=torch.optim.RMSprop", "optimizer.lr=0.001"), 1),  # not fused
+        pytest.param(
+            (EAGER, "optimizer._target_=torch.optim.RMSprop", "optimizer.lr=0.001"),
+            1,  # not fused
+            marks=pytest.mark.slow,
+        ),
     ],
 )
 def test_no_step_waits_for_the_device(train, overrides, waits):
@@ -143,6 +147,7 @@ def test_a_run_computes_what_it_computes_on_the_host(train, config):
     assert run["test/loss"] == host["test/loss"]
 
 
+@pytest.mark.slow
 def test_a_second_gpu_leaves_the_first_alone(train):
     _, world = train("run", "trainer.devices=[1]", world=World(gpus=2))
     assert world.used == {torch.device("cuda:1")}
@@ -164,6 +169,7 @@ def test_a_score_has_all_its_digits_whatever_the_weights_have(train):
     assert result["val/loss"] != float(torch.tensor(result["val/loss"]).bfloat16())
 
 
+@pytest.mark.slow
 def test_a_gpu_without_bfloat16_is_told_of_float16(train, caplog):
     with caplog.at_level(logging.INFO):
         result, _ = train("run", "trainer.precision=auto", CHECKPOINTS, world=World(major=7))
@@ -208,6 +214,7 @@ def test_a_stopped_run_goes_on_bit_for_bit(train, tmp_path, graph):
     assert norms[0] == norms[1]
 
 
+@pytest.mark.slow
 def test_a_run_of_a_gpu_goes_on_without_one(train, config, tmp_path):
     with pytest.raises(SystemExit):
         train("run", CHECKPOINTS, add=(Kick(13),), world=World(gpus=2))
@@ -258,6 +265,7 @@ def test_short_epochs_are_not_all_saved_on_a_gpu(train, tmp_path):
     assert_same(tmp_path / "0", tmp_path / "1000")
 
 
+@pytest.mark.slow
 def test_a_stop_in_a_validation_that_was_not_saved_waits_for_its_end(train, tmp_path):
     class KickInValidation(Callback):
         def on_validation_start(self, trainer: Trainer, *_: Any) -> None:
@@ -294,7 +302,7 @@ class Poison(Callback):
     [
         (),
         slow(EAGER),
-        (EAGER, "trainer.precision=16-mixed", "scheduler=constant"),
+        slow(EAGER, "trainer.precision=16-mixed", "scheduler=constant"),
         slow("optimizer=adamw"),
     ],
 )
@@ -316,14 +324,11 @@ def test_a_loss_that_is_no_number_ends_the_run_soon(train, tmp_path, overrides):
         RuntimeError("cuDNN error: CUDNN_STATUS_INTERNAL_ERROR_DEVICE_ALLOCATION_FAILED"),
     ],
 )
-def test_out_of_memory_is_one_sentence_in_all_its_wordings(train, monkeypatch, error):
-    def fail(*_: Any) -> None:
-        raise error
-
-    monkeypatch.setattr(Classifier, "loss_of", fail)
+def test_out_of_memory_is_one_sentence_in_all_its_wordings(config, monkeypatch, error):
     monkeypatch.setattr(gpu, "others", lambda index: "; other processes on it: 7 (70 GiB)")
-    with pytest.raises(UserError, match=r"out of memory .*7 \(70 GiB\).*data.batch_size is 16"):
-        train("run", CHECKPOINTS, EAGER)
+    sentence = r"out of memory .*7 \(70 GiB\).*data.batch_size is 16"
+    with World(), pytest.raises(UserError, match=sentence), training.plain_errors(config(*TINY)):
+        raise error
 
 
 @pytest.mark.parametrize(
@@ -396,6 +401,7 @@ def test_a_changing_momentum_is_not_replayed(train, tmp_path):
     assert [tape.replays for tape in world.graphs][:2] == [21, 1]
 
 
+@pytest.mark.slow
 def test_what_cuda_will_not_record_runs_kernel_by_kernel(train, tmp_path, caplog, monkeypatch):
     loss_of = Classifier.loss_of
 
@@ -454,9 +460,9 @@ def test_what_learns_changes_and_is_recorded_anew(train, tmp_path):
     ("overrides", "reason"),
     [
         (("trainer.accumulate_grad_batches=2",), "accumulate"),
-        (("trainer.precision=16-mixed",), "16-mixed"),
-        (("trainer.profiler=simple",), "profiler"),
-        ((EAGER,), "cuda_graph=false"),
+        pytest.param(("trainer.precision=16-mixed",), "16-mixed", marks=pytest.mark.slow),
+        pytest.param(("trainer.profiler=simple",), "profiler", marks=pytest.mark.slow),
+        pytest.param((EAGER,), "cuda_graph=false", marks=pytest.mark.slow),
     ],
 )
 def test_where_no_graph_can_be_the_reason_is_said(train, caplog, overrides, reason):
@@ -504,11 +510,14 @@ for n in (1, 2, 8):
             os.environ["CUDA_VISIBLE_DEVICES"] = name
             each.append(torch.cuda._device_count_nvml())
         answers.append([n, mask, len(ours), torchs, each])
-print(json.dumps(answers))
+os.environ.pop("CUDA_VISIBLE_DEVICES", None)
+ctypes.CDLL(None).setenv(b"FAKE_DRIVER", b"12040", 1)
+from resnet_lab.run import machine
+print(json.dumps({"slots": answers, "old driver": machine.usable()}))
 """
 
 
-def test_jobs_are_given_the_gpus_that_torch_sees(fake_cuda):
+def test_jobs_are_given_the_gpus_that_torch_sees_and_an_old_driver_is_known(fake_cuda):
     done = subprocess.run(
         [sys.executable, "-c", ASK, json.dumps(MASKS)],
         env=os.environ | fake_cuda,
@@ -516,7 +525,11 @@ def test_jobs_are_given_the_gpus_that_torch_sees(fake_cuda):
         text=True,
         check=True,
     )
-    answers = json.loads(done.stdout)
+    said = json.loads(done.stdout)
+    n, fault, broken = said["old driver"]
+    assert (n, broken) == (0, True)
+    assert fault.startswith("The NVIDIA driver on your system is too old")
+    answers = said["slots"]
     assert len(answers) == 3 * len(MASKS)
     for n, mask, ours, torchs, each in answers:
         assert ours == torchs, (n, mask)
@@ -544,6 +557,7 @@ def test_each_slice_of_a_mig_gpu_is_one(fake_cuda, monkeypatch, mask, n, first):
     assert not slots or slots[0].startswith(first)
 
 
+@pytest.mark.slow
 def test_an_old_driver_is_one_sentence_with_the_ways_out(fake_cuda, tmp_path):
     done = subprocess.run(
         [sys.executable, ROOT / "train.py", *SMALL_NET, f"hydra.run.dir={tmp_path}/run"],
