@@ -528,7 +528,7 @@ def test_jobs_are_given_the_gpus_that_torch_sees_and_an_old_driver_is_known(fake
     said = json.loads(done.stdout)
     n, fault, broken = said["old driver"]
     assert (n, broken) == (0, True)
-    assert fault.startswith("The NVIDIA driver on your system is too old")
+    assert "NVIDIA driver on your system" in fault
     answers = said["slots"]
     assert len(answers) == 3 * len(MASKS)
     for n, mask, ours, torchs, each in answers:
