@@ -84,7 +84,8 @@ class BareLoop:
         for batch in self.batches:
             batch[0] = batch[0].contiguous(memory_format=layout)
         self.graph: Any = None
-        if setting.mode == "graphed":
+        self.graphed = setting.mode == "graphed"
+        if self.graphed:
             self._record()
 
     def _record(self) -> None:
@@ -92,6 +93,7 @@ class BareLoop:
             group["lr"] = torch.tensor(group["lr"], device=self.device)
         self.static = [part.clone() for part in self.batches[0]]
         stream = torch.cuda.Stream()
+        stream.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(stream):
             for _ in range(3):
                 self._step(*self.static)
@@ -102,7 +104,8 @@ class BareLoop:
             self._step(*self.static)
 
     def _step(self, images: torch.Tensor, labels: torch.Tensor) -> None:
-        with torch.autocast(DEVICE, torch.bfloat16, enabled=self.bf16, cache_enabled=False):
+        cached = not self.graphed  # a graph would keep the first step's casts
+        with torch.autocast(DEVICE, torch.bfloat16, enabled=self.bf16, cache_enabled=cached):
             loss = F.cross_entropy(self.net(images), labels)
         self.optimizer.zero_grad()
         loss.backward()

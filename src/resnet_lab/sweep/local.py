@@ -137,7 +137,8 @@ class Local:
         if gpus is None:
             return False
         threads = self.devices.threads(job)
-        environment = {k: v for k, v in os.environ.items() if k not in (*RANKS, *RENDEZVOUS)}
+        others = (*RANKS, *RENDEZVOUS, GIVEN)
+        environment = {k: v for k, v in os.environ.items() if k not in others}
         environment |= self._environment
         if gpus:
             environment["CUDA_VISIBLE_DEVICES"] = environment[GIVEN] = ",".join(gpus)
