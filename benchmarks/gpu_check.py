@@ -151,7 +151,7 @@ def waits(check: Check) -> Row:
         "16-mixed": ("trainer.precision=16-mixed", "optimizer.lr=0.01"),
     }
     if not check.pretend:  # its thread that pins memory is not pretended
-        settings["photographs"] = (*photos, "model=resnet18", "model.width=0.25", PLAIN)
+        settings["photographs"] = (*photos, "model=resnet18", "model.depth=18", PLAIN)
     found: dict[str, float] = {}
     for name, overrides in settings.items():
         counter = _counter(check)

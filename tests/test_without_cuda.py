@@ -7,6 +7,7 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -627,3 +628,42 @@ Set the environment variable HYDRA_FULL_ERROR=1 for a complete stack trace.
     said = _said_last(screen.splitlines(keepends=True))
     assert said == "RuntimeError: CUDA error: an illegal memory access was encountered"
     assert _said_last(["error: one sentence\n", "\n"]) == "error: one sentence"
+
+
+MPS = """#!/bin/sh
+if [ "$1" = -d ]; then echo started >>"$NOTES"; else echo "$(cat)" >>"$NOTES"; fi
+"""
+SHARED = """
+import sys, time
+from pathlib import Path
+from resnet_lab.sweep.devices import Devices
+from resnet_lab.sweep.local import Local
+local = Local(Path("train.py"), (), False, 1.0, Devices(None, 4, ["0"]))
+with local._multi_process_service(sys.stderr.fileno()):
+    print(sorted(local._environment), flush=True)
+    time.sleep(60 if sys.argv[1] == "killed" else 0)
+"""
+
+
+@pytest.mark.parametrize("end", ["killed", "over"])
+def test_a_gpus_multi_process_service_ends_with_the_sweep_that_started_it(tmp_path, end):
+    control, notes = tmp_path / "nvidia-cuda-mps-control", tmp_path / "notes"
+    control.write_text(MPS)
+    control.chmod(0o755)
+    places = {"PATH": f"{tmp_path}:{os.environ['PATH']}", "NOTES": str(notes)}
+    sweep = subprocess.Popen(
+        [sys.executable, "-c", SHARED, end],
+        env=os.environ | places | {"TMPDIR": str(tmp_path)},
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    assert sweep.stdout is not None
+    assert "CUDA_MPS_PIPE_DIRECTORY" in sweep.stdout.readline()
+    if end == "killed":
+        sweep.kill()
+    sweep.communicate()
+    deadline = time.monotonic() + 20
+    while time.monotonic() < deadline and list(tmp_path.glob("mps-*")):
+        time.sleep(0.05)
+    assert notes.read_text().split() == ["started", "quit"]
+    assert not list(tmp_path.glob("mps-*"))

@@ -23,6 +23,14 @@ from resnet_lab.sweep.job import Job
 
 SERVER = Path(__file__).with_name("server.py")
 MPS = "nvidia-cuda-mps-control"  # lets kernels of several processes run on a GPU at once
+# Starts it, and ends it as soon as the sweep's process has closed the pipe, or has been killed.
+SERVICE = """
+"$0" -d >&2 </dev/null || exit
+echo started
+cat >/dev/null
+echo quit | "$0" >&2
+rm -rf "$CUDA_MPS_PIPE_DIRECTORY"
+"""
 
 # What a launcher of ranks leaves in the environment; a job must find none of it.
 RANKS = ("LOCAL_RANK", "RANK", "NODE_RANK", "GROUP_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE")
@@ -101,23 +109,23 @@ class Local:
             return
         with tempfile.TemporaryDirectory(prefix="mps-") as folder:
             own = {"CUDA_MPS_PIPE_DIRECTORY": folder, "CUDA_MPS_LOG_DIRECTORY": folder}
-            started = subprocess.run(
-                [MPS, "-d"], env=os.environ | own, stdout=output, stderr=output
+            service = subprocess.Popen(
+                ["sh", "-c", SERVICE, MPS],
+                env=os.environ | own,
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=output,
+                start_new_session=True,
             )
-            if started.returncode == 0:
+            assert service.stdin and service.stdout
+            if service.stdout.readline():
                 self._environment = own
             try:
                 yield
             finally:
-                if started.returncode == 0:
-                    subprocess.run(
-                        [MPS],
-                        input=b"quit\n",
-                        env=os.environ | own,
-                        stdout=output,
-                        stderr=output,
-                        timeout=60,
-                    )
+                service.stdin.close()
+                service.wait(60)
+                service.stdout.close()
 
     def check(self, job: Job) -> None:
         self.devices.wanted(job)
