@@ -2,7 +2,8 @@
 
 import inspect
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any, Protocol
 
 import torch
@@ -13,6 +14,8 @@ from torch.nn import functional as F
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import CyclicLR, LRScheduler, OneCycleLR, ReduceLROnPlateau
 from torchmetrics import Metric
+
+from resnet_lab.config.errors import UserError
 
 Batch = tuple[Tensor, Tensor]
 
@@ -108,6 +111,55 @@ def takes_length(scheduler: Callable[..., Any]) -> bool:
     return not of_torch and len(inspect.signature(scheduler).parameters) > 1
 
 
+def cross_entropy(
+    logits: Tensor, targets: Tensor, smoothing: float, weights: Tensor | None
+) -> Tensor:
+    """The mean over a batch, each image weighted by its class.
+
+    Args:
+        targets: labels int64 [b], or of each class a share, float [b, classes].
+        weights: [classes]; None is 1 for each.
+    """
+    if weights is None:
+        return F.cross_entropy(logits, targets, label_smoothing=smoothing)
+    # Not torch's mean, which divides by the batch's own weights: devices would not add up.
+    total = F.cross_entropy(
+        logits, targets, weights.to(logits.dtype), label_smoothing=smoothing, reduction="sum"
+    )
+    return total / len(logits)
+
+
+def binary_cross_entropy(
+    logits: Tensor, targets: Tensor, smoothing: float, weights: Tensor | None, threshold: float
+) -> Tensor:
+    """Each class a question of its own, the mean over all of them: arXiv 2110.00476, Section 3.1.
+
+    Args:
+        threshold: a class with a larger share of the target is wholly right, every other wholly
+            wrong; 0 leaves the shares as they are.
+    """
+    if targets.ndim == 1:
+        targets = (targets[:, None] == torch.arange(logits.shape[1], device=logits.device)).float()
+    if smoothing:
+        targets = targets * (1 - smoothing) + smoothing / logits.shape[1]
+    if threshold:
+        targets = (targets > threshold).float()
+    return F.binary_cross_entropy_with_logits(logits, targets.to(logits.dtype), weights)
+
+
+@contextmanager
+def _statistics_kept(net: nn.Module) -> Iterator[None]:
+    """Within it, batch norms normalise as in training, and their running statistics stay."""
+    norms: list[Any] = [m for m in net.modules() if getattr(m, "track_running_stats", False)]
+    for norm in norms:
+        norm.track_running_stats = False
+    try:
+        yield
+    finally:
+        for norm in norms:
+            norm.track_running_stats = True
+
+
 class Classifier(LightningModule):
     """Trains `net` by cross-entropy and keeps the score.
 
@@ -119,7 +171,20 @@ class Classifier(LightningModule):
         loss, or accuracy where its mode is max).
     label_smoothing: share of the target given to all classes alike, in training only
         (Szegedy et al. 2015, arXiv 1512.00567, section 7).
+    loss: ce | bce, see `cross_entropy` and `binary_cross_entropy`; in training only.
+    bce_threshold: see `binary_cross_entropy`.
+    class_weights: in the training loss, one for each class; None weighs all alike.
     decay_norm_and_bias: whether weight decay also acts on parameters of one dimension.
+    trunk_lr_scale: learning rate of all but the head, as a share of the optimizer's.
+    layer_decay: the learning rate falls by this factor from part to part, from the head, which has
+        the optimizer's, to the stem (ELECTRA, arXiv 2003.10555, Table 7; BEiT, arXiv 2106.08254,
+        Appendix F). Parts are the stem, each block, and the head; see `_parts`. Multiplies
+        `trunk_lr_scale`.
+    ends: options of the optimizer for the weights of the first and the last layer alone.
+
+    An optimizer with methods `train` and `eval`, as those of the package schedulefree, is told of
+    every change between the two. One may call its closure several times in a step, as SAM does: the
+    first pass alone is counted, moves the running statistics of batch norms, and gives the loss.
 
     Attributes:
         graphs: what takes the steps instead, while there is one; see `callbacks.cuda_graph`.
@@ -133,14 +198,27 @@ class Classifier(LightningModule):
         optimizer: Callable[..., Optimizer],
         scheduler: Callable[..., Any],
         label_smoothing: float = 0.0,
+        loss: str = "ce",
+        bce_threshold: float = 0.0,
+        class_weights: Sequence[float] | None = None,
         decay_norm_and_bias: bool = True,
         trunk_lr_scale: float = 1.0,
+        layer_decay: float = 1.0,
+        ends: Mapping[str, Any] | None = None,
     ) -> None:
         super().__init__()
         self.net = net
         self.label_smoothing = label_smoothing
+        self.loss, self.bce_threshold = loss, bce_threshold
+        weights = None if class_weights is None else torch.tensor(list(class_weights))
+        self.class_weights: Tensor | None
+        self.register_buffer("class_weights", weights, persistent=False)
         self.decay_norm_and_bias = decay_norm_and_bias
         self.trunk_lr_scale = trunk_lr_scale
+        self.layer_decay = layer_decay
+        self.ends = dict(ends or {})
+        self._parts()  # says whether this net has them
+        self._first_loss: Tensor | None = None  # of this batch, once it has been counted
         self._optimizer = optimizer
         self._scheduler = scheduler
         self.train_tally, self.val_tally, self.test_tally = Tally(), Tally(), Tally()
@@ -152,10 +230,35 @@ class Classifier(LightningModule):
     def forward(self, images: Tensor) -> Tensor:
         return self.net(images)
 
+    def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
+        self._first_loss = None
+        self._tell_optimizers("train")
+
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         if self.graphs is not None:
             return self.graphs.training_step(batch)
-        return self.loss_of(*batch)
+        if self._first_loss is not None:
+            return self._loss_again(batch, self._first_loss)
+        loss = self.loss_of(*batch)
+        self._first_loss = loss.detach()
+        return loss
+
+    def _loss_again(self, batch: Batch, first: Tensor) -> Tensor:
+        """The loss [] of a batch that has been counted: `first` as a number, for whoever reports
+        it, with the gradient of where the weights are now."""
+        states = self.train_tally.states()
+        counted = [state.clone() for state in states]
+        with _statistics_kept(self.net):
+            loss = self.loss_of(*batch)
+        for state, value in zip(states, counted, strict=True):
+            state.copy_(value)
+        return first + (loss - loss.detach())
+
+    def _tell_optimizers(self, mode: str) -> None:
+        """ "train" or "eval", to those that keep other weights for each."""
+        for optimizer in self.trainer.optimizers:
+            if hasattr(optimizer, mode):
+                getattr(optimizer, mode)()
 
     def backward(self, loss: Tensor, *args: Any, **kwargs: Any) -> None:
         if self.graphs is None:  # else it is done
@@ -169,10 +272,19 @@ class Classifier(LightningModule):
         if self.graphs is None:
             super().on_validation_model_zero_grad()
 
-    def loss_of(self, images: Tensor, labels: Tensor) -> Tensor:
-        """The loss [] of a training batch, which is added to the epoch's score."""
+    def loss_of(self, images: Tensor, targets: Tensor) -> Tensor:
+        """The loss [] of a training batch, which is added to the epoch's score.
+
+        targets: labels int64 [b], or shares of classes float [b, classes]; the largest is taken for
+            the label in the accuracy.
+        """
         logits = _at_least_float(self.net(images))
-        loss = F.cross_entropy(logits, labels, label_smoothing=self.label_smoothing)
+        options = logits, targets, self.label_smoothing, self.class_weights
+        if self.loss == "bce":
+            loss = binary_cross_entropy(*options, self.bce_threshold)
+        else:
+            loss = cross_entropy(*options)
+        labels = targets if targets.ndim == 1 else targets.argmax(dim=1)
         self.train_tally.update(loss.detach() * len(labels), logits.detach(), labels)
         return loss
 
@@ -236,8 +348,12 @@ class Classifier(LightningModule):
             for logger in self.trainer.loggers:
                 logger.log_metrics(figures, self.global_step)
 
+    def on_validation_start(self) -> None:
+        self._tell_optimizers("eval")
+
     def on_train_epoch_end(self) -> None:
         self._close("train")
+        self._tell_optimizers("eval")  # without a validation, the epoch's checkpoint comes next
 
     def on_validation_epoch_end(self) -> None:
         self._close("val")
@@ -268,17 +384,34 @@ class Classifier(LightningModule):
         return {"optimizer": optimizer, "lr_scheduler": plan}
 
     def parameter_groups(self) -> list[dict[str, Any]]:
-        """All parameters: head and trunk apart where their learning rates differ, and those of one
-        dimension apart where they shall not decay.
+        """All parameters: head and trunk apart, or each part, where their learning rates differ,
+        the first and the last layer's weights where they have options of their own, and those of
+        one dimension where they shall not decay.
 
         Frozen ones, too: optimizers pass over what has no gradient, and they may have one later.
         """
         groups: list[dict[str, Any]] = [{"params": list(self.net.parameters())}]
-        if self.trunk_lr_scale != 1.0:
+        if self.layer_decay != 1.0:
+            scales = [self.layer_decay**k for k in range(len(self._parts()))]
+            scales[1:] = [scale * self.trunk_lr_scale for scale in scales[1:]]
+            groups = [
+                {"params": part, "lr_scale": scale}
+                for part, scale in zip(self._parts(), scales, strict=True)
+            ]
+        elif self.trunk_lr_scale != 1.0:
             head = list(self.net.head.parameters())  # type: ignore[union-attr]
             ids = {id(p) for p in head}
             trunk = [p for p in self.net.parameters() if id(p) not in ids]
             groups = [{"params": head}, {"params": trunk, "lr_scale": self.trunk_lr_scale}]
+        if self.ends:
+            weights = [p for p in self.net.parameters() if p.ndim > 1]
+            ids = {id(weights[0]), id(weights[-1])}
+            groups = [
+                {**group, "params": chosen, **options}
+                for group in groups
+                for at_end, options in ((False, {}), (True, self.ends))
+                if (chosen := [p for p in group["params"] if (id(p) in ids) == at_end])
+            ]
         if self.decay_norm_and_bias:
             return groups
         return [
@@ -286,3 +419,27 @@ class Classifier(LightningModule):
             for group in groups
             for decays, decay in ((True, {}), (False, {"weight_decay": 0.0}))
         ]
+
+    def _parts(self) -> list[list[nn.Parameter]]:
+        """The parameters of each part of the net that `layer_decay` tells apart, from the head to
+        the stem: what its method `parts` says, or else stem, each block of its stages, and head.
+
+        Raises:
+            UserError: it has none, or parameters in none of them.
+        """
+        net: Any = self.net
+        if self.layer_decay == 1.0:
+            return []
+        modules: list[nn.Module] = []
+        if hasattr(net, "parts"):
+            modules = net.parts()
+        elif all(hasattr(net, name) for name in ("stem", "stages", "head")):
+            modules = [net.stem, *(block for stage in net.stages for block in stage), net.head]
+        parts = [list(module.parameters()) for module in reversed(modules)]
+        found = {id(p) for part in parts for p in part}
+        if {id(p) for p in net.parameters()} != found:
+            raise UserError(
+                f"classifier.layer_decay={self.layer_decay}: {type(net).__name__} is not made of "
+                "stem, stages and head; leave it out."
+            )
+        return parts

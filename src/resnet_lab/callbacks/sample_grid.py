@@ -13,7 +13,8 @@ from resnet_lab.charts import shortened
 class SampleGrid(Callback):
     """Draws the first `count` images of the run's first batch into `samples.png`.
 
-    They are the input of the net, after augmentation; only the normalisation is undone. On several
+    They are the input of the net, after augmentation; only the normalisation is undone. Images that
+    are mixed of two have both classes below them. On several
     devices they are those of the first one's share. Drawn at the end of the first epoch, where it
     does not add to the time of training.
     """
@@ -38,6 +39,19 @@ class SampleGrid(Callback):
         images, labels = self._kept
         self._kept = None
         data: Any = trainer.datamodule  # type: ignore[attr-defined]
-        captions = [shortened(data.class_names[label], 16) for label in labels.tolist()]
+        captions = [_caption(target, data.class_names) for target in labels]
         title = "The first training images, after augmentation"
         publish(trainer, self.path, lambda: grid(images, captions, title, data.mean, data.std))
+
+
+def _caption(target: Tensor, names: list[str]) -> str:
+    """Of a label [], or of shares of classes [classes]."""
+    if target.ndim == 0:
+        return shortened(names[int(target)], 16)
+    shares, classes = target.topk(2)
+    if shares[0] > 0.995:
+        return shortened(names[int(classes[0])], 16)
+    return " ".join(
+        f"{shortened(names[label], 7)} {share:.1f}"
+        for share, label in zip(shares.tolist(), classes.tolist(), strict=True)
+    )

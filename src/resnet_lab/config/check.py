@@ -17,6 +17,7 @@ PRETRAINED = "resnet_lab.models.pretrained.Pretrained"
 
 
 EXTRAS = {"wandb", "mlflow"}  # loggers whose packages are optional extras of ours
+OPTIM = {"timm", "schedulefree"}  # packages of the extra [optim]
 
 
 def check(cfg: DictConfig, training: bool = True) -> None:
@@ -123,6 +124,7 @@ def _contradictions(cfg: DictConfig, training: bool) -> Iterator[str]:
             "optimizer._target_=torch.optim.LBFGS: takes each step from many passes over a batch, "
             "which this training does not do; take another optimizer."
         )
+    yield from _optimizer_faults(cfg)
     if cfg.scheduler.get("unit") == "run":
         for key in ("milestones", "warmup"):
             value = cfg.scheduler.get(key) or 0
@@ -138,6 +140,70 @@ def _contradictions(cfg: DictConfig, training: bool) -> Iterator[str]:
     size = cfg.data.image_size
     if size is not None and cfg.data.cutout > size:
         yield f"data.cutout={cfg.data.cutout}: larger than the image ({size} pixels)."
+    yield from _augmentation_faults(cfg, model)
+
+
+def _optimizer_faults(cfg: DictConfig) -> Iterator[str]:
+    target = str(cfg.optimizer._target_)
+    choice = f"optimizer={OmegaConf.select(cfg, 'hydra.runtime.choices.optimizer') or target}"
+    if package := missing_package(cfg):
+        yield f"{choice}: the package {package} is missing; pip install -e '.[optim]'."
+    if target.startswith("schedulefree."):
+        schedule = str(cfg.scheduler._target_)
+        if schedule.startswith("resnet_lab.schedule.") and not schedule.endswith(".constant"):
+            yield (
+                f"{choice}: its average of the weights stands in for a falling learning rate, as "
+                f"{schedule} has; use scheduler=constant."
+            )
+        if cfg.optimizer.get("momentum") == 0:
+            yield f"optimizer.momentum=0: {choice} needs one above 0."
+    if target == "resnet_lab.optim.SAM":
+        if str(cfg.trainer.precision) == "16-mixed":
+            yield (
+                f"{choice}: takes two passes a step, and the loss scaler of trainer.precision="
+                "16-mixed allows one; use bf16-mixed or 32."
+            )
+        if cfg.trainer.accumulate_grad_batches > 1:
+            yield (
+                f"{choice}: takes both passes of a step over one batch; leave "
+                "trainer.accumulate_grad_batches out, and set data.batch_size."
+            )
+
+
+def missing_package(cfg: DictConfig) -> str | None:
+    """The package of the extra [optim] that the optimizer comes from, where it is not installed."""
+    package = str(cfg.optimizer._target_).partition(".")[0]
+    return package if package in OPTIM and importlib.util.find_spec(package) is None else None
+
+
+def _augmentation_faults(cfg: DictConfig, model: dict[str, Any]) -> Iterator[str]:
+    data = plain(cfg, "data")
+    augment = data.get("augment") or {}
+    batch, size = data["batch_size"], data["image_size"]
+    for name in ("mixup", "cutmix"):
+        if augment.get(name) and batch < 2:
+            yield f"data.augment.{name}={augment[name]}: mixes images of a batch; it has one alone."
+    repeats = augment.get("repeats", 1)
+    if repeats > batch:
+        yield f"data.augment.repeats={repeats}: more than the images of a batch ({batch})."
+    if repeats > 1 and data.get("balance"):
+        yield "data.augment.repeats and data.balance both say how often an image is seen: take one."
+    if sides := data.get("resize"):
+        if str(model["_target_"]).startswith("resnet_lab.models.classic."):
+            yield "data.resize: the head of this net fits images of one size alone; leave it out."
+        if len(sides) > 1 and size is not None and sides[-1][1] != size:
+            yield (
+                f"data.resize={spelled(sides)}: ends at {sides[-1][1]} pixels and the test is at "
+                f"{size} (data.image_size); end at {size}, or give one side for the whole training."
+            )
+    classifier = plain(cfg, "classifier")
+    if classifier.get("bce_threshold") and classifier.get("loss", "ce") != "bce":
+        yield "classifier.bce_threshold: belongs to classifier.loss=bce."
+    weights = classifier.get("class_weights")
+    if isinstance(weights, list) and data["num_classes"] not in (None, len(weights)):
+        yield (
+            f"classifier.class_weights: {len(weights)} numbers for {data['num_classes']} classes."
+        )
 
 
 def trunk_run(cfg: DictConfig) -> dict[str, Any] | None:

@@ -13,6 +13,27 @@ from resnet_lab.models import family
 
 PRECISIONS = ("auto", "32", "bf16-mixed", "16-mixed", "64", "bf16-true", "16-true", "32-true")
 
+
+def _range(low: float, high: float = math.inf) -> Callable[[Any], bool]:
+    """Whether a value is a pair of numbers from `low` to `high`, the first above 0."""
+
+    def holds(v: Any) -> bool:
+        pair = isinstance(v, list) and len(v) == 2 and all(map(_number, v))
+        return pair and v[0] > 0 and low <= v[0] <= v[1] <= high
+
+    return holds
+
+
+def _sides(value: Any) -> bool:
+    if not isinstance(value, list) or not value:
+        return False
+    if not all(isinstance(p, list) and len(p) == 2 and all(map(_whole, p)) for p in value):
+        return False
+    epochs = [epoch for epoch, _ in value]
+    rising = epochs[0] == 0 and all(a < b for a, b in itertools.pairwise(epochs))
+    return rising and all(side >= 8 for _, side in value)
+
+
 Rule = tuple[Callable[[Any], bool], str]  # whether a value is possible, and in words which are
 
 
@@ -63,6 +84,7 @@ _TRIPLE: Rule = (
     "three numbers such as [0.49, 0.48, 0.45], one for each of red, green and blue; or one, for "
     "gray images",
 )
+_TO_ONE: Rule = (lambda v: _number(v) and 0 <= v <= 1, "a number from 0 to 1")
 _PART: Rule = (
     lambda v: (_whole(v) and v >= 0) or (isinstance(v, float) and 0 <= v <= 1),
     "a share from 0.0 to 1.0 or a whole number of batches",
@@ -81,7 +103,25 @@ RULES: dict[str, Rule] = {
     ),
     "classifier.label_smoothing": _SHARE,
     "classifier.decay_norm_and_bias": _YES_NO,
+    "classifier.loss": _one_of("ce", "bce"),
+    "classifier.bce_threshold": _SHARE,
+    "classifier.class_weights": _or_null(
+        (
+            lambda v: (
+                v == "balanced"
+                or (isinstance(v, list) and len(v) > 1 and all(map(_POSITIVE[0], v)))
+            ),
+            "balanced, a list of numbers above 0, one for each class",
+        )
+    ),
     "classifier.trunk_lr_scale": _POSITIVE,
+    "classifier.layer_decay": (
+        lambda v: _number(v) and 0 < v <= 1,
+        "a number above 0, at most 1",
+    ),
+    "classifier.ends": _or_null(
+        (lambda v: isinstance(v, dict), "options of the optimizer such as {use_fallback: true}")
+    ),
     "callbacks.unfreeze.after_epochs": _COUNT,
     "data.batch_size": _COUNT,
     "data.eval_batch_size": _or_null(_COUNT),
@@ -108,14 +148,42 @@ RULES: dict[str, Rule] = {
     "data.flip": _YES_NO,
     "data.cutout": _WHOLE,
     "data.random_resized_crop": (
-        lambda v: (
-            isinstance(v, list)
-            and len(v) == 2
-            and all(_number(x) for x in v)
-            and 0 < v[0] <= v[1] <= 1
-        ),
+        _range(0, 1),
         "the smallest and the largest share of the area, such as [0.08, 1.0]",
     ),
+    "data.augment.policy": _or_null(_one_of("trivial", "rand", "auto_cifar10", "auto_imagenet")),
+    "data.augment.rand_ops": _COUNT,
+    "data.augment.rand_magnitude": (
+        lambda v: _whole(v) and 0 <= v <= 30,
+        "a whole number from 0 to 30",
+    ),
+    "data.augment.jitter": _or_null(
+        (
+            lambda v: (
+                isinstance(v, list)
+                and len(v) == 4
+                and all(_number(x) and x >= 0 for x in v)
+                and v[3] <= 0.5
+            ),
+            "four numbers of 0 or more, such as [0.4, 0.4, 0.4, 0.1], the last at most 0.5",
+        )
+    ),
+    "data.augment.grayscale": _TO_ONE,
+    "data.augment.blur": _TO_ONE,
+    "data.augment.blur_sigma": (_range(0), "two numbers above 0, such as [0.1, 2.0]"),
+    "data.augment.erasing": _TO_ONE,
+    "data.augment.erasing_area": (_range(0, 0.9), "two shares up to 0.9, such as [0.02, 0.33]"),
+    "data.augment.mixup": _NOT_NEGATIVE,
+    "data.augment.cutmix": _NOT_NEGATIVE,
+    "data.augment.mix": _TO_ONE,
+    "data.augment.repeats": _COUNT,
+    "data.resize": _or_null(
+        (
+            _sides,
+            "epochs from 0 on and sides of 8 pixels or more, such as [[0, 128], [10, 224]]",
+        )
+    ),
+    "data.balance": _YES_NO,
     "data.on_bad_image": _one_of("error", "skip"),
     "data.check": _or_null(_WHOLE),
     "data.workers": _or_null(_WHOLE),
@@ -129,6 +197,11 @@ RULES: dict[str, Rule] = {
         lambda v: isinstance(v, list) and len(v) == 2 and all(_SHARE[0](x) for x in v),
         "two numbers from 0 to below 1, such as [0.9, 0.999]",
     ),
+    "optimizer.rho": _POSITIVE,
+    "optimizer.trust_coeff": _POSITIVE,
+    "optimizer.ns_steps": _COUNT,
+    "optimizer.fallback_lr_scale": _POSITIVE,
+    "optimizer.warmup_steps": _WHOLE,
     "scheduler.unit": _one_of("epoch", "step", "run"),
     "scheduler.milestones": (
         lambda v: (

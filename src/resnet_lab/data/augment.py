@@ -47,6 +47,15 @@ def random_crop_flip(images: Tensor, draws: Tensor, padding: int, flip: bool) ->
     return cropped.view(torch.uint8).view(b, h, w, 4)[..., :3]
 
 
+def resized(images: Tensor, side: int) -> Tensor:
+    """uint8 [b, h, h, 3] -> [b, side, side, 3], bilinear, without aliasing."""
+    if images.shape[1] == side:
+        return images
+    values = images.permute(0, 3, 1, 2).float()
+    values = F.interpolate(values, size=(side, side), mode="bilinear", antialias=True)
+    return values.round_().clamp_(0, 255).to(torch.uint8).permute(0, 2, 3, 1)
+
+
 def scale_and_shift(
     mean: Sequence[float], std: Sequence[float], device: torch.device
 ) -> tuple[Tensor, Tensor]:
@@ -96,14 +105,19 @@ def cutout(images: Tensor, draws: Tensor, size: int) -> Tensor:
         size: side of the square in pixels.
     """
     h, w = images.shape[-2:]
-    above = _within(draws[:, 0] % h, h, size)
-    across = _within(draws[:, 1] % w, w, size)
+    top, left = draws[:, 0] % h - size // 2, draws[:, 1] % w - size // 2
+    return cutout_of(images, top, torch.full_like(top, size), left, torch.full_like(left, size))
+
+
+def cutout_of(images: Tensor, top: Tensor, height: Tensor, left: Tensor, width: Tensor) -> Tensor:
+    """Set a rectangle of each image to 0; it may hang over the border. All but images are [b]."""
+    h, w = images.shape[-2:]
+    above, across = _within(top, height, h), _within(left, width, w)
     hole = (above[:, :, None] & across[:, None, :])[:, None]  # [b, 1, h, w]
     return torch.where(hole, 0.0, images)  # keeps channels_last, as masked_fill would not
 
 
-def _within(centre: Tensor, length: int, size: int) -> Tensor:
-    """bool [b, length]: the `size` places from centre - size // 2 on."""
-    start = (centre - size // 2)[:, None]
-    places = torch.arange(length, device=centre.device)
-    return (places >= start) & (places < start + size)
+def _within(start: Tensor, length: Tensor, n: int) -> Tensor:
+    """bool [b, n]: which places are among the `length` from `start` on."""
+    places = torch.arange(n, device=start.device)
+    return (places >= start[:, None]) & (places < (start + length)[:, None])

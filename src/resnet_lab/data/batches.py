@@ -23,8 +23,10 @@ class Rows(NamedTuple):
     """What one batch is made of, for the images of a part (train, val or test)."""
 
     images: np.ndarray  # int64 [b], indices within the part
-    draws: np.ndarray | None = None  # int32 [b, DRAWS], in training
+    draws: np.ndarray | None = None  # int32 [b, columns], in training
     counted: np.ndarray | None = None  # bool [b], in evaluation
+    mixed: bool = False  # in training: the first image is the partner of the second, and so on
+    size: int | None = None  # side in pixels of random-resized-crops
 
 
 @dataclass
@@ -45,8 +47,10 @@ class Steps:
 class Part(Dataset[Batch | UserError]):
     """The images of one part of a source; given rows, it makes their batch.
 
-    A training batch is images uint8 [b, h, w, 3], labels int64 [b], draws int32 [b, DRAWS]; an
-    evaluation batch is images and labels, with label `NOT_COUNTED` for rows that stand in.
+    A training batch is images uint8 [b, h, w, 3], labels int64 [b], draws int32 [b, columns]; one
+    that is to be mixed has labels int64 [b, 2], of each image and its partner, and one image and
+    row of draws more (see `plan.Visits`). An evaluation batch is images and labels, with label
+    `NOT_COUNTED` for rows that stand in.
     """
 
     source: Source
@@ -65,6 +69,8 @@ class Part(Dataset[Batch | UserError]):
         labels = self.labels[rows.images]
         try:
             if rows.draws is not None:
+                if rows.mixed:
+                    labels = np.stack((labels[1:], labels[:-1]), axis=1)
                 return self.pixels(rows), torch.from_numpy(labels), torch.from_numpy(rows.draws)
             counted = np.where(rows.counted, labels, NOT_COUNTED)  # type: ignore[arg-type]
             return self.pixels(rows), torch.from_numpy(counted)
@@ -111,7 +117,8 @@ class Streamed(Part):
     flip: bool
 
     def pixels(self, rows: Rows) -> Tensor:
-        size = self.image_size
+        random_crops = rows.draws is not None and self.scale is not None
+        size = rows.size if random_crops and rows.size else self.image_size
         images = np.empty((len(rows.images), size, size, 3), np.uint8)
         for row, index in enumerate(self.indices[rows.images].tolist()):
             if rows.draws is None or self.scale is None:

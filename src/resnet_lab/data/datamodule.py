@@ -2,9 +2,10 @@
 
 import logging
 import os
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
+from typing import Any
 from weakref import WeakSet
 
 import numpy as np
@@ -14,12 +15,20 @@ from lightning.pytorch.utilities import rank_zero_only
 from torch import Tensor
 
 from resnet_lab.config.errors import UserError
-from resnet_lab.data.augment import cutout, gray, normalise, random_crop_flip, scale_and_shift
+from resnet_lab.data.augment import (
+    cutout,
+    gray,
+    normalise,
+    random_crop_flip,
+    resized,
+    scale_and_shift,
+)
 from resnet_lab.data.batches import Batches, InMemory, Part, Rows, Steps, Streamed
 from resnet_lab.data.cache import CACHE_FORMAT, cached_json, digest, entry, progress
 from resnet_lab.data.decode import SMALL, fit
 from resnet_lab.data.inspect import inspect_folder
 from resnet_lab.data.plan import CROP_AND_FLIP, CUTOUT, EvalPlan, TrainPlan, split_validation
+from resnet_lab.data.policies import Augment, Augmentation
 from resnet_lab.data.sources import ImageFolder, Source
 from resnet_lab.data.statistics import channel_statistics, evenly_spaced
 
@@ -80,6 +89,9 @@ class ImageDataModule(LightningDataModule):
         eval_batch_size: it does not follow the number of devices, so the figures do not either.
         test_size: of a source without test images; they are the same whatever `seed`.
         root, test_split: for the config, which passes them on to the source.
+        augment: the fields of `policies.Augment`.
+        resize: pairs of an epoch and the side of training images from then on.
+        balance: whether every class is seen equally often; see `plan.TrainPlan`.
 
     Attributes (there after `setup`):
         mean, std: as above, given or computed.
@@ -87,6 +99,7 @@ class ImageDataModule(LightningDataModule):
         photographs: whether images are larger than 64 pixels a side.
         streaming: whether images are decoded by workers.
         train_batches: steps in an epoch.
+        train_side: side in pixels of the training images of the epoch that runs.
         deferred: whether batches stay as they are loaded, until somebody has them prepared.
     """
 
@@ -121,6 +134,9 @@ class ImageDataModule(LightningDataModule):
         channels: int = 3,
         test_size: float | None = None,
         test_split: str = "test",
+        augment: Mapping[str, Any] | None = None,
+        resize: Sequence[Sequence[int]] | None = None,
+        balance: bool = False,
     ) -> None:
         super().__init__()
         if (mean is None) != (std is None):
@@ -143,6 +159,9 @@ class ImageDataModule(LightningDataModule):
         self.worker_timeout = worker_timeout
         self.channels = channels
         self.test_size = test_size
+        self.augment = Augment(**(augment or {}))
+        self.resize = resize
+        self.balance = balance
         self._given = num_classes, image_size
         if mean is not None and std is not None:
             self.mean, self.std = list(map(float, mean)), list(map(float, std))
@@ -201,11 +220,15 @@ class ImageDataModule(LightningDataModule):
             if self.train_size < len(train):
                 train = train[split_validation(labels[train], self.train_size, self.seed)[1]]
         self._indices = {"train": train, "val": val, "test": test}
+        self.train_counts = np.bincount(labels[train], minlength=self.num_classes).tolist()
         self.n_train, self.n_val, self.n_test = (len(i) for i in self._indices.values())
         if "train" in n:
             self.train_batches = len(TrainPlan(self.n_train, self.batch_size, self.seed, epoch=0))
         gigabytes = n.get("train", max(n.values())) * self.image_size**2 * 3 / 1e9
         self.photographs = self.image_size > SMALL
+        self.train_side = self.side_at(0)
+        sides = {side for _, side in self.resize or ()} | {self.image_size}
+        self._augmentations = {side: Augmentation(self.augment, side) for side in sides}
         self.streaming = self.photographs or gigabytes > self.memory_limit
 
     def _part(self, name: str) -> Part:
@@ -241,7 +264,19 @@ class ImageDataModule(LightningDataModule):
     def train_dataloader(self) -> Batches:
         """Training batches from where the trainer stands in its epoch (after a resume)."""
         state = {"n_train": self.n_train, "batch_size": self.batch_size, "seed": self.seed}
-        first_plan = TrainPlan(self.n_train, self.batch_size, self.seed, epoch=0, **self._ranks())
+        augmentation = self._augmentations[self.image_size]
+        part = self._parts["train"]
+        first_plan = TrainPlan(
+            self.n_train,
+            self.batch_size,
+            self.seed,
+            epoch=0,
+            **self._ranks(),
+            streams=augmentation.streams,
+            mixing=augmentation.mixing,
+            repeats=self.augment.repeats,
+            labels=part.labels if self.balance else None,
+        )
 
         def rows() -> Iterator[Rows]:
             epoch = start = 0
@@ -250,11 +285,14 @@ class ImageDataModule(LightningDataModule):
                 fit_loop = self.trainer.fit_loop
                 start = fit_loop.epoch_loop.batch_progress.current.ready
                 # Overfitting asks for the same batches every epoch.
+                done: int = fit_loop.epoch_progress.current.processed  # type: ignore[attr-defined]
                 if not self.trainer.overfit_batches:  # type: ignore[attr-defined]
-                    epoch = fit_loop.epoch_progress.current.processed  # type: ignore[attr-defined]
+                    epoch = done
+                self.train_side = self.side_at(done)
             plan = replace(first_plan, epoch=epoch)
-            for images in map(plan.batch, range(start, len(plan))):
-                yield Rows(images, draws=plan.draws[images])
+            mixed, size = plan.mixing is not None, self.train_side
+            for images, draws in map(plan.visits, range(start, len(plan))):
+                yield Rows(images, draws=draws, mixed=mixed, size=size)
 
         return self._batches("train", Steps(rows, len(first_plan)), state)
 
@@ -317,7 +355,12 @@ class ImageDataModule(LightningDataModule):
         return tuple(batch) if self.deferred else self.prepare(batch)
 
     def prepare(self, batch: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
-        """Augment a training batch (one with draws), and normalise any batch, where it is."""
+        """Augment a training batch (one with draws), and normalise any batch, where it is.
+
+        Returns:
+            images float32 [b, c, h, w], labels int64 [b]; or of a batch that has been mixed targets
+            float32 [b, classes].
+        """
         images, labels, *in_training = batch
         if images.device not in self._on_device:
             self._on_device[images.device] = scale_and_shift(self.mean, self.std, images.device)
@@ -326,11 +369,21 @@ class ImageDataModule(LightningDataModule):
             return self._as_weights(normalise(images, scale, shift)), labels
         (draws,) = in_training
         if not self.photographs:  # which are cropped and mirrored where they are decoded
+            images = resized(images, self.train_side)
             images = random_crop_flip(images, draws[:, CROP_AND_FLIP], self.crop_padding, self.flip)
-        images = normalise(images, scale, shift)
+        augmentation = self._augmentations[images.shape[1]]
+        images = normalise(augmentation.pixels(images, draws), scale, shift)
         if self.cutout:
             images = cutout(images, draws[:, CUTOUT], self.cutout)
+        images = augmentation.erase(images, draws)
+        if augmentation.mixing:
+            images, labels = augmentation.mix(images, labels, draws, self.num_classes)
         return self._as_weights(images), labels
+
+    def side_at(self, epoch: int) -> int:
+        """The side in pixels of an epoch's training images; epochs count from 0."""
+        sides = [side for first, side in self.resize or () if first <= epoch]
+        return sides[-1] if sides else self.image_size
 
     def _as_weights(self, images: Tensor) -> Tensor:
         """In the kind of numbers of the net's weights (trainer.precision=bf16-true, 64)."""

@@ -7,6 +7,7 @@ devices sees the batches that one would.
 
 from dataclasses import dataclass
 from functools import cached_property
+from typing import NamedTuple
 
 import numpy as np
 
@@ -19,12 +20,39 @@ DRAWS = 7
 CROP_AND_FLIP, CUTOUT = slice(TOP, FLIP + 1), slice(CUTOUT_ROW, CUTOUT_COLUMN + 1)
 NOT_COUNTED = -1  # the label of a row that stands in where there is no image left
 
-_ORDER, _AUGMENT, _SPLIT = range(3)  # one stream of random numbers for each purpose
+# A stream of random numbers for each purpose. What is new gets a new one, and takes nothing from
+# what older runs drew.
+_ORDER, _AUGMENT, _SPLIT, _MIX, _CLASSES, _COPIES = range(6)
+POLICY, JITTER, GRAYSCALE, BLUR, ERASING = range(16, 21)  # see `policies.Augmentation`
+
+# What a step's mixing is decided by: columns of its draws, the same for all of its images.
+WHETHER, WHICH, MIXUP, CUTMIX, ROW, COLUMN = range(6)
+MIXING = 6
 
 
 def _random(n: int, *key: int) -> np.ndarray:
     """uint64 [n]. Raw bits, since NumPy keeps those the same from version to version."""
     return np.asarray(np.random.PCG64(np.random.SeedSequence(key)).random_raw(n))
+
+
+def _whole(n: int, *key: int) -> np.ndarray:
+    """int32 [n], uniform in [0, 2**31)."""
+    return (_random(n, *key) >> np.uint64(33)).astype(np.int32)
+
+
+class Visits(NamedTuple):
+    """What a device sees in a step.
+
+    Attributes:
+        images: int64 [b], or where batches are mixed [b + 1]: the first is the partner of the
+            second, and so on. So a device's last image is the partner of the next one's first, as
+            on one device alone.
+        draws: int32, a row for each image: `DRAWS` columns, those of the plan's `streams`, and
+            where batches are mixed the `MIXING` of the step.
+    """
+
+    images: np.ndarray
+    draws: np.ndarray
 
 
 @dataclass(frozen=True)
@@ -34,6 +62,12 @@ class TrainPlan:
     Attributes:
         batch_size: images in a global batch, all devices together.
         rank, world_size: which device this is, of how many; it takes a contiguous slice.
+        streams: what else is drawn for each image: number of the stream, columns.
+        mixing: the parameters of the Beta distributions of MixUp and CutMix, 0 for none of it.
+        repeats: how often an image is in its batch, each time with draws of its own; the epoch
+            then visits that much fewer images (Hoffer et al. 2019, arXiv 1901.09335).
+        labels: int64 [n]; given, every class is visited equally often, images of small ones
+            several times.
     """
 
     n: int
@@ -42,6 +76,10 @@ class TrainPlan:
     epoch: int
     rank: int = 0
     world_size: int = 1
+    streams: tuple[tuple[int, int], ...] = ()
+    mixing: tuple[float, float] | None = None
+    repeats: int = 1
+    labels: np.ndarray | None = None
 
     def __post_init__(self) -> None:
         if self.batch_size > self.n:
@@ -70,14 +108,85 @@ class TrainPlan:
 
         By image and not by position, so an image's augmentation depends on the epoch alone.
         """
-        bits = _random(self.n * DRAWS, self.seed, self.epoch, _AUGMENT) >> np.uint64(33)
-        return bits.astype(np.int32).reshape(self.n, DRAWS)
+        return self._draws()
+
+    def _draws(self, *more: int) -> np.ndarray:
+        columns = [
+            _whole(self.n * width, self.seed, self.epoch, stream, *more).reshape(self.n, width)
+            for stream, width in ((_AUGMENT, DRAWS), *self.streams)
+        ]
+        return np.concatenate(columns, axis=1) if len(columns) > 1 else columns[0]
+
+    @cached_property
+    def _draws_of_copies(self) -> np.ndarray:
+        """As `draws`, by position in the epoch: for the second visit to an image and later ones."""
+        return self._draws(_COPIES)
+
+    @cached_property
+    def _visits(self) -> tuple[np.ndarray, np.ndarray | None]:
+        """The images in order, int64 [n], and which visit to each it is; None: all the first."""
+        if self.labels is not None:
+            return self._balanced(self.labels)
+        if self.repeats == 1:
+            return self.order, None
+        some = self.order[: -(-self.n // self.repeats)]
+        visits = np.tile(np.arange(self.repeats), len(some))[: self.n]
+        return np.repeat(some, self.repeats)[: self.n], visits
+
+    def _balanced(self, labels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        classes = np.unique(labels)
+        # Who gets one more changes from epoch to epoch.
+        classes = classes[np.argsort(_random(len(classes), self.seed, self.epoch, _CLASSES))]
+        images, visits = [], []
+        for i, label in enumerate(classes):
+            own = self.order[labels[self.order] == label]
+            count = self.n // len(classes) + (i < self.n % len(classes))
+            images.append(np.resize(own, count))
+            visits.append(np.arange(count) // len(own))
+        shuffled = np.argsort(_random(self.n, self.seed, self.epoch, _CLASSES, 1), kind="stable")
+        return np.concatenate(images)[shuffled], np.concatenate(visits)[shuffled]
 
     def batch(self, step: int) -> np.ndarray:
         """int64 [batch_size / world_size], this device's images of the step."""
+        return self._visits[0][self._positions(step)]
+
+    def _positions(self, step: int) -> np.ndarray:
         share = self.batch_size // self.world_size
         start = step * self.batch_size + self.rank * share
-        return self.order[start : start + share]
+        return np.arange(start, start + share)
+
+    def visits(self, step: int) -> Visits:
+        """This device's images of the step with their draws, and with their partners in mixing."""
+        positions = self._positions(step)
+        if self.mixing is not None:  # the image before, around the global batch
+            first = step * self.batch_size
+            before = first + (positions[0] - 1 - first) % self.batch_size
+            positions = np.append(before, positions)
+        order, visits = self._visits
+        images = order[positions]
+        draws = self.draws[images]
+        if visits is not None:
+            again = visits[positions] > 0
+            if again.any():
+                draws[again] = self._draws_of_copies[positions[again]]
+        if self.mixing is not None:
+            of_step = np.broadcast_to(self._mixing[step], (len(images), MIXING))
+            draws = np.concatenate([draws, of_step], axis=1)
+        return Visits(images, draws)
+
+    @cached_property
+    def _mixing(self) -> np.ndarray:
+        """int32 [steps, MIXING]: uniform, but for the columns `MIXUP` and `CUTMIX`, which hold the
+        share that an image keeps of itself."""
+        from scipy.special import betaincinv
+
+        assert self.mixing is not None
+        draws = _whole(len(self) * MIXING, self.seed, self.epoch, _MIX).reshape(-1, MIXING)
+        for column, alpha in zip((MIXUP, CUTMIX), self.mixing, strict=True):
+            if alpha:
+                share = betaincinv(alpha, alpha, draws[:, column] / 2.0**31)
+                draws[:, column] = np.minimum(share * 2.0**31, 2.0**31 - 1).astype(np.int32)
+        return draws
 
 
 @dataclass(frozen=True)

@@ -2,7 +2,7 @@
 
 import inspect
 import logging
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any
@@ -15,7 +15,7 @@ from omegaconf import DictConfig, OmegaConf
 from torch import nn
 
 from resnet_lab.classifier import Classifier
-from resnet_lab.config.check import PRETRAINED, trunk_run
+from resnet_lab.config.check import PRETRAINED, missing_package, trunk_run
 from resnet_lab.config.compose import CONF, absolute, from_environment
 from resnet_lab.config.errors import UserError
 from resnet_lab.data.datamodule import ImageDataModule
@@ -93,6 +93,11 @@ def build(cfg: DictConfig) -> Parts:
 
 def build_classifier(cfg: DictConfig, net: nn.Module) -> Classifier:
     """The classifier of `cfg` around `net`."""
+    if package := missing_package(cfg):  # of a run that is evaluated, which nothing has checked
+        raise UserError(
+            f"optimizer={cfg.optimizer._target_}: the package {package} is missing; "
+            "pip install -e '.[optim]'."
+        )
     fused = {}
     if on_cuda(cfg.trainer.accelerator) and cfg.optimizer._target_ in FUSED:
         # Not with float16: fused steps unscale gradients themselves, after any clipping.
@@ -118,7 +123,8 @@ def _fitting(cfg: DictConfig, group: str) -> DictConfig:
     if any(p.kind is p.VAR_KEYWORD for p in parameters.values()):
         return section
     files = [*(CONF / group).glob("*.yaml"), CONF / f"{group}_options.yaml"]
-    ours = {str(key) for file in files if file.exists() for key in OmegaConf.load(file)}
+    found = (OmegaConf.load(file) for file in files if file.exists())
+    ours = {str(key) for content in found for key in content.get(group, content)}
     for key in [str(key) for key in section]:
         if not key.startswith("_") and key not in parameters and key in ours:
             log.info(f"{group}.{key}: {section._target_} takes none, so it is left out")
@@ -210,6 +216,13 @@ def _with_data(cfg: DictConfig, datamodule: ImageDataModule) -> DictConfig:
     cfg = _open_copy(cfg)
     cfg.data.num_classes, cfg.data.image_size = datamodule.num_classes, datamodule.image_size
     cfg.data.mean, cfg.data.std = datamodule.mean, datamodule.std
+    if (weights := cfg.classifier.get("class_weights")) == "balanced":
+        cfg.classifier.class_weights = balanced(datamodule.train_counts)
+    elif weights is not None and len(weights) != datamodule.num_classes:
+        raise UserError(
+            f"classifier.class_weights has {len(weights)} numbers for {datamodule.num_classes} "
+            "classes."
+        )
     if datamodule.n_val == 0:
         if "best" in cfg.callbacks:
             cfg.callbacks.best.update(monitor=None, save_on_train_epoch_end=True, save_top_k=1)
@@ -222,6 +235,12 @@ def _with_data(cfg: DictConfig, datamodule: ImageDataModule) -> DictConfig:
         cfg.callbacks.best.enable_version_counter = True  # else one file overwrites the other
     OmegaConf.resolve(cfg)
     return cfg
+
+
+def balanced(counts: Sequence[int]) -> list[float]:
+    """A weight for each class in inverse proportion to its images, 1 for the mean image."""
+    there = [n for n in counts if n]
+    return [sum(there) / (len(there) * n) if n else 1.0 for n in counts]
 
 
 def _trainer(cfg: DictConfig) -> Trainer:

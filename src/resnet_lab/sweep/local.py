@@ -117,7 +117,8 @@ class Local:
                 stderr=output,
                 start_new_session=True,
             )
-            assert service.stdin and service.stdout
+            assert service.stdin
+            assert service.stdout
             if service.stdout.readline():
                 self._environment = own
             try:
