@@ -10,6 +10,7 @@ import time
 from collections.abc import Mapping
 from datetime import datetime
 from importlib.metadata import version
+from importlib.util import find_spec
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
@@ -89,9 +90,24 @@ def pipeline(work: Path, rounds: int, quick: bool) -> dict[str, Any]:
         for workers in (0, 2)
         for style in ("ours", "torchvision")
     }
+    policies = {}
+    names = {"trivial": "TrivialAugment", "rand": "RandAugment", "auto_cifar10": "AutoAugment"}
+    for policy, name in names.items():
+        what: dict[str, Any] = {"work": work, "policy": policy}
+        contenders = {
+            "ours": entry("small", "ours", 0, 100, **what),
+            "torchvision": entry("small", "torchvision", 0, 30, **what),
+            "torchvision, 2 workers": entry("small", "torchvision", 2, 50, **what),
+        }
+        if find_spec("kornia"):
+            contenders["kornia"] = entry("small", "kornia", 0, 20, **what)
+        policies[f"Data alone, 32 pixels: crop, flip, {name}, normalise"] = _race(
+            work, rounds, contenders
+        )
     return {
         "races": {
             "Data alone, 32 pixels: crop, flip, normalise": _race(work, rounds, small),
+            **policies,
             "Data alone, photographs: decode, random-resized-crop to 224, flip, normalise": _race(
                 work, rounds, large
             ),

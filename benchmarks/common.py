@@ -19,6 +19,7 @@ from torch.nn import functional as F
 from torch.utils.data import DataLoader, Dataset
 from torchmetrics.classification import MulticlassAccuracy
 from torchvision import transforms
+from torchvision.transforms import v2
 
 from benchmarks.data import MEAN, STD
 from benchmarks.training import LONG, SKIP, Turns, optimizer_options, run_config
@@ -28,6 +29,11 @@ from resnet_lab.run.build import build
 
 NORMALISE = [transforms.ToTensor(), transforms.Normalize(MEAN, STD)]
 AUGMENT = [transforms.RandomCrop(32, padding=4), transforms.RandomHorizontalFlip()]
+POLICIES = {  # of PIL images, for which torchvision is faster than for tensors
+    "trivial": [v2.TrivialAugmentWide()],
+    "rand": [v2.RandAugment()],
+    "auto_cifar10": [v2.AutoAugment(v2.AutoAugmentPolicy.CIFAR10)],
+}
 
 
 class Images(Dataset[tuple[Tensor, int]]):
@@ -44,10 +50,17 @@ class Images(Dataset[tuple[Tensor, int]]):
         return self.transform(Image.fromarray(self.images[index])), self.labels[index]
 
 
-def train_loader(source: Source, workers: int, batch_size: int = 128) -> DataLoader[Any]:
-    """Training batches: images float32 [b, 3, 32, 32], labels int64 [b]."""
+def train_loader(
+    source: Source, workers: int, batch_size: int = 128, policy: str | None = None
+) -> DataLoader[Any]:
+    """Training batches: images float32 [b, 3, 32, 32], labels int64 [b].
+
+    Args:
+        policy: a name of `POLICIES`.
+    """
+    augment = [*AUGMENT, *(POLICIES[policy] if policy else [])]
     return DataLoader(
-        Images(source, "train", transforms.Compose([*AUGMENT, *NORMALISE])),
+        Images(source, "train", transforms.Compose([*augment, *NORMALISE])),
         batch_size=batch_size,
         shuffle=True,
         drop_last=True,

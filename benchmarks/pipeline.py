@@ -1,5 +1,6 @@
 """Contenders that make batches and do nothing with them: the data pipeline alone."""
 
+import importlib
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -20,13 +21,36 @@ PHOTO_SIZE = 224
 PHOTO_BATCH = 32
 
 
-def small(gate: Gate, work: Path, style: str, workers: int, steps: int) -> None:
-    """Batches of 128 images of 32x32, cropped by padding 4, flipped and normalised."""
+def small(
+    gate: Gate, work: Path, style: str, workers: int, steps: int, policy: str | None = None
+) -> None:
+    """Batches of 128 images of 32x32, cropped by padding 4, flipped and normalised.
+
+    Args:
+        style: torchvision, image by image; kornia, batch by batch; else this project's.
+        policy: what is done besides, as `data.augment.policy`.
+    """
     source = Noise(str(work), str(work / "cache"))
     if style == "torchvision":
-        _run(gate, _repeated(train_loader(source, workers)), steps)
-    data = ImageDataModule(source=source, mean=MEAN, std=STD, cache_dir=source.cache_dir)
-    _run(gate, _augmented(data), steps)
+        _run(gate, _repeated(train_loader(source, workers, policy=policy)), steps)
+    data = ImageDataModule(
+        source=source,
+        mean=MEAN,
+        std=STD,
+        cache_dir=source.cache_dir,
+        augment={"policy": None if style == "kornia" else policy},
+    )
+    batches = _augmented(data)
+    _run(gate, _by_kornia(batches, str(policy)) if style == "kornia" else batches, steps)
+
+
+def _by_kornia(batches: Iterator[tuple[Tensor, Tensor]], policy: str) -> Iterator[Any]:
+    """The same batches with kornia's policy on top, which takes floats from 0 to 1."""
+    auto = importlib.import_module("kornia.augmentation.auto")
+    policies = {"trivial": auto.TrivialAugment, "auto_cifar10": lambda: auto.AutoAugment("cifar10")}
+    change = {**policies, "rand": lambda: auto.RandAugment(n=2, m=9)}[policy]()
+    for images, labels in batches:
+        yield change(images.clamp(0, 1).contiguous()), labels
 
 
 def photos(gate: Gate, root: Path, style: str, workers: int, steps: int) -> None:

@@ -27,6 +27,10 @@ from resnet_lab.run.folder import RunFolder
 from resnet_lab.run.record import Record, trains_batchnorm
 
 EXTRAS = {"wandb": "wandb", "mlflow": "mlflow"}
+OPTIM = {
+    "schedulefree_sgd": "schedulefree",
+    **dict.fromkeys(["lars", "lamb", "lion", "muon"], "timm"),
+}
 
 
 MODELS = choices("model")
@@ -68,6 +72,8 @@ def test_data_keys_are_the_arguments_of_the_data_module(config):
 
 @pytest.mark.parametrize("name", choices("optimizer"))
 def test_optimizer(config, name):
+    if name in OPTIM:
+        pytest.importorskip(OPTIM[name], reason="the extra [optim] is not installed")
     cfg = config(f"optimizer={name}")
     check(cfg)
     make = instantiate(cfg.optimizer, _convert_="all")
@@ -187,6 +193,7 @@ def test_the_check_passes_every_experiment(config, name):
 def test_experiment(config, name):
     cfg = config(f"experiment={name}")
     cfg.data.source, cfg.data.root = config().data.source, None  # data=digits, all else as it is
+    cfg.data.batch_size = min(cfg.data.batch_size, 1294)
     check(cfg)
     if "weights" in cfg.model:
         cfg.model.weights = None  # nothing is downloaded here
@@ -252,9 +259,13 @@ def run_folder(folder: Path, cfg: DictConfig, data: str) -> runs.Run:
     return run
 
 
-UNPUBLISHED = {"he2015/recipe", "he2015/recipe_warmup", "he2015/plain110", "strong/recipe"}
-STRONG = [name for name in choices("experiment") if name.startswith("strong/")]
-PUBLISHED = sorted({*HE2015, *HE2016, *STRONG} - UNPUBLISHED)
+UNPUBLISHED = {
+    *("he2015/recipe", "he2015/recipe_warmup", "he2015/plain110", "strong/recipe", "rsb/recipe"),
+    *("he2016/table1", "he2016/table2", "cutmix/resnet20"),  # sweeps; no such net in the paper
+}
+FAMILIES = ("strong", "rsb", "tv2", "goyal2017", "cutmix", "mixup", "sd", "wrn", "resnext")
+LATER = [name for name in choices("experiment") if name.startswith(FAMILIES)]
+PUBLISHED = sorted({*HE2015, *HE2016, *LATER} - UNPUBLISHED)
 
 
 @pytest.mark.parametrize("name", PUBLISHED)
@@ -262,15 +273,16 @@ def test_a_published_figure_is_in_percent_has_its_source_and_stands_once(config,
     cfg = config(f"experiment={name}")
     (key,) = cfg.reference.keys() & {"test_error", "test_acc"}
     percent = cfg.reference[key]
-    assert (2 < percent < 20) if key == "test_error" else (80 < percent < 98)
+    assert (2 < percent < 25) if key == "test_error" else (75 < percent < 98)
     assert re.search(r"^\S.* 20\d\d.*, (arXiv \d{4}\.\d{5}|https://\S+)", cfg.reference.source)
-    texts = (path.read_text() for path in CONF.rglob("*.yaml"))
-    figures = [float(figure) for text in texts for figure in re.findall(r"\d+\.\d+", text)]
+    texts = (path.read_text() for path in (CONF / "experiment").rglob("*.yaml"))
+    of_text = (re.sub(r"Sections? [\d.]+( (to|and) [\d.]+)?", "", text) for text in texts)
+    figures = [float(figure) for text in of_text for figure in re.findall(r"\d+\.\d+", text)]
     assert figures.count(percent) == 1
-    found = runs.reference(run_folder(tmp_path / "run", cfg, "cifar10"))
+    found = runs.reference(run_folder(tmp_path / "run", cfg, cfg.reference.data))
     assert found.test_acc == pytest.approx(100 - percent if key == "test_error" else percent)
     assert found.source == cfg.reference.source
-    # A figure for CIFAR-10 says nothing about a run on other images.
+    # It says nothing about a run on other images.
     assert runs.reference(run_folder(tmp_path / "run", cfg, "imagefolder")) is None
 
 

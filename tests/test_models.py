@@ -19,6 +19,7 @@ from resnet_lab.models import family, resnet
 from resnet_lab.models.complexity import count
 from resnet_lab.models.resnet import (
     BLOCKS,
+    Design,
     NarrowProjection,
     PadShortcut,
     ResNet,
@@ -197,13 +198,13 @@ def test_which_blocks_have_which_shortcut(block):
 @pytest.mark.parametrize("block", ["basic", "bottleneck"])
 def test_a_block_is_relu_of_branch_plus_shortcut(block, shortcut):
     x = torch.randn(2, 8, 6, 6)
-    unit = randomise(BLOCKS[block](8, 8, 2, shortcut, "batch"))
+    unit = randomise(BLOCKS[block](8, 8, 2, Design(shortcut)))
     assert torch.equal(unit(x), torch.relu(unit.branch(x) + unit.shortcut(x)))
 
 
 @pytest.mark.parametrize("block", BLOCKS)
 def test_a_plain_net_carries_nothing_past_its_branch(block):
-    unit = BLOCKS[block](8, 8 // BLOCKS[block].expansion, 1, "none", "batch").eval()
+    unit = BLOCKS[block](8, 8 // BLOCKS[block].expansion, 1, Design("none")).eval()
     for parameter in unit.branch.parameters():
         nn.init.zeros_(parameter)
     assert not unit(torch.randn(2, 8, 6, 6)).any()
@@ -213,11 +214,11 @@ def test_a_plain_net_carries_nothing_past_its_branch(block):
 def test_preactivation_carries_x_itself_but_projects_the_activation(block):
     x = torch.randn(2, 8, 6, 6)
     expansion = BLOCKS[block].expansion
-    same = randomise(BLOCKS[block](8, 8 // expansion, 1, "B", "batch"))
+    same = randomise(BLOCKS[block](8, 8 // expansion, 1, Design("B")))
     assert torch.equal(same(x), same.branch(same.preact(x)) + x)
     assert same(x).min() < 0  # nothing clips the sum
 
-    change = randomise(BLOCKS[block](8, 16 // expansion, 2, "B", "batch"))
+    change = randomise(BLOCKS[block](8, 16 // expansion, 2, Design("B")))
     activated = torch.relu(change.preact[0](x))
     assert torch.equal(change(x), change.branch(activated) + change.shortcut(activated))
 
@@ -453,9 +454,9 @@ def test_an_impossible_depth_is_refused_by_the_check_and_by_the_net(name, option
     ("options", "sentence"),
     [
         ({"block": "wide"}, "block=wide: must be one of basic, bottleneck, preact_basic or "),
-        ({"shortcut": "D"}, "shortcut=D: must be one of A, B, C or none."),
-        ({"shortcut": None}, "shortcut=null: must be one of A, B, C or none."),
-        ({"stem": "vit"}, "stem=vit: must be one of cifar or imagenet, or null."),
+        ({"shortcut": "E"}, "shortcut=E: must be one of A, B, C, D, scale, gate, "),
+        ({"shortcut": None}, "shortcut=null: must be one of A, B, C, D, "),
+        ({"stem": "vit"}, "stem=vit: must be one of cifar, imagenet or deep, or null."),
         ({"norm": "layer"}, "norm=layer: must be one of batch, group or none."),
         ({"width": 0}, "width=0: must be a number above 0."),
         ({"width": "x"}, "width=x: must be a number above 0."),
@@ -483,7 +484,7 @@ def test_an_impossible_depth_is_refused_by_the_check_and_by_the_net(name, option
             {"depths": [1]},
             "depths=[1] and model.widths=[8,16]: give both for the same number of stages.",
         ),
-        ({"widht": 2}, "widht: ResNet has no such option; it has block, depths, "),
+        ({"widht": 2}, "widht: ResNet has no such option; it has activation, block, "),
     ],
 )
 def test_an_impossible_value_gets_one_sentence(options, sentence):

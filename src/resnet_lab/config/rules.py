@@ -277,8 +277,21 @@ NET_RULES: dict[str, Rule] = {
     "depths": _COUNTS,
     "widths": _COUNTS,
     "preact": _YES_NO,
-    "shortcut": _one_of("A", "B", "C", "none"),
-    "stem": _or_null(_one_of("cifar", "imagenet")),
+    "shortcut": _one_of(
+        *("A", "B", "C", "D", "scale", "gate", "shortcut_gate", "conv", "dropout", "learned"),
+        "none",
+    ),
+    "activation": _or_null(
+        _one_of("original", "norm_after", "relu_before", "relu_only", "full"),
+    ),
+    "stem": _or_null(_one_of("cifar", "imagenet", "deep")),
+    "stem_width": _or_null(_COUNT),
+    "groups": _COUNT,
+    "group_width": _COUNT,
+    "se": _or_null(_COUNT),
+    "blur": _YES_NO,
+    "drop_path": _SHARE,
+    "branch_scale": _or_null(_one_of("skipinit", "fixup")),
     "norm": _one_of("batch", "group", "none"),
     "width": _POSITIVE,
     "zero_init_residual": _YES_NO,
@@ -302,7 +315,12 @@ NET_RULES: dict[str, Rule] = {
 }
 
 # The options that each net needs, and those it may have besides.
-_RESNET = "shortcut stem norm width zero_init_residual in_channels image_size"
+# Shortcuts that add channels of zeros where a block has more of them.
+PADDED = ("A", "scale", "gate", "shortcut_gate", "dropout", "learned")
+_RESNET = (
+    "shortcut activation stem stem_width norm width groups group_width se blur drop_path "
+    "branch_scale dropout zero_init_residual in_channels image_size"
+)
 NETS: dict[str, tuple[str, str]] = {
     "resnet_lab.models.resnet.ResNet": ("num_classes block depths widths", _RESNET),
     "resnet_lab.models.resnet.cifar_resnet": ("num_classes depth", f"block {_RESNET}"),
@@ -375,11 +393,12 @@ def net_faults(model: Mapping[str, Any], section: str = "model") -> Iterator[str
 
 
 def _net_contradictions(net: str, given: Mapping[str, Any], section: str) -> Iterator[str]:
+    block = str(given.get("block", ""))
     try:
         if net == "cifar_resnet":
-            family.cifar_plan(given["depth"], given.get("block", "basic"))
+            block = family.cifar_plan(given["depth"], given.get("block", "basic")).block
         elif net == "imagenet_resnet":
-            family.imagenet_plan(given["depth"], given.get("preact", False))
+            block = family.imagenet_plan(given["depth"], given.get("preact", False)).block
     except UserError as error:
         yield f"{section}.{error}"
     depths, widths = given.get("depths", []), given.get("widths", [])
@@ -389,15 +408,49 @@ def _net_contradictions(net: str, given: Mapping[str, Any], section: str) -> Ite
             f"{section}.depths={spelled(depths)} and {section}.widths={spelled(widths)}: give both "
             "for the same number of stages."
         )
-    if shortcut == "A" and widths != sorted(widths):
+    if shortcut in PADDED and widths != sorted(widths):
         yield (
-            f"{section}.shortcut=A: it can only add channels, but {section}.widths="
+            f"{section}.shortcut={shortcut}: it can only add channels, but {section}.widths="
             f"{spelled(widths)} take some away; use B, C or none, or widths that never fall."
         )
-    if shortcut == "none" and given.get("zero_init_residual"):
-        yield (
-            f"{section}.zero_init_residual=true: without a shortcut every block would put out "
-            "zeros and never learn; use shortcut A, B or C, or zero_init_residual=false."
-        )
+    if block:
+        yield from _block_contradictions(block, given, section)
     if isinstance(given.get("trunk"), dict):
         yield from net_faults(given["trunk"], f"{section}.trunk")
+
+
+def _block_contradictions(block: str, given: Mapping[str, Any], section: str) -> Iterator[str]:
+    scale, activation = given.get("branch_scale"), given.get("activation")
+    if given.get("shortcut") == "none":
+        if given.get("zero_init_residual"):
+            yield (
+                f"{section}.zero_init_residual=true: without a shortcut every block would put out "
+                "zeros and never learn; use shortcut A, B or C, or zero_init_residual=false."
+            )
+        for key in ("branch_scale", "drop_path"):
+            if given.get(key):
+                yield (
+                    f"{section}.{key}={given[key]}: without a shortcut a block has nothing but its "
+                    f"branch; use shortcut A, B or C, or leave {key} out."
+                )
+    first = (given.get("widths") or [0])[0] * (4 if block.endswith("bottleneck") else 1)
+    if first and given.get("shortcut") in PADDED and (given.get("stem_width") or 0) > first:
+        yield (
+            f"{section}.stem_width={given['stem_width']}: more than the first stage's {first}, and "
+            f"shortcut {given['shortcut']} can only add channels; use B, C or none."
+        )
+    if scale and given.get("zero_init_residual"):
+        yield f"{section}.branch_scale={scale}: has its own start; leave zero_init_residual out."
+    if scale == "fixup" and given.get("norm", "batch") != "none":
+        yield f"{section}.branch_scale=fixup: is in place of a norm; set {section}.norm=none."
+    if activation not in (None, "full") and block.startswith("preact"):
+        yield (
+            f"{section}.activation={activation}: a block that begins with norm and relu is "
+            "activation=full; take another block, or leave activation out."
+        )
+    if not block.endswith("bottleneck"):
+        for key, plain_value in (("groups", 1), ("group_width", 64)):
+            if given.get(key, plain_value) != plain_value:
+                yield f"{section}.{key}={given[key]}: only bottleneck blocks have groups."
+    elif given.get("dropout"):
+        yield f"{section}.dropout={given['dropout']}: only basic blocks have dropout inside."
