@@ -276,7 +276,7 @@ def test_skipinit_starts_as_the_shortcut_and_fixup_as_its_rules_say():
     torch.testing.assert_close(block.branch[0].weight, before.branch[0].weight / 2)
     assert float(fixup.head[-1].weight.detach().abs().max()) == 0.0
     bottleneck = small_net(norm="none", branch_scale="fixup", block="bottleneck", shortcut="B")
-    assert float(blocks(bottleneck)[0].branch[-2].weight.detach().abs().max()) == 0.0
+    assert float(blocks(bottleneck)[0].branch[-3].weight.detach().abs().max()) == 0.0
 
 
 def test_dropout_stands_between_the_convolutions():

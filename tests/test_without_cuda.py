@@ -112,6 +112,11 @@ def assert_same(one: Path, other: Path) -> None:
     ("overrides", "waits"),
     [
         ((ALL,), 0),
+        pytest.param(
+            (EAGER, "augment=[rand,mixup_cutmix,erasing,color]", "data.augment.blur=0.5"),
+            0,
+            marks=pytest.mark.slow,
+        ),
         pytest.param((ALL, EAGER), 0, marks=pytest.mark.slow),
         pytest.param(
             (EAGER, "optimizer=adamw", "trainer.precision=bf16-mixed"), 0, marks=pytest.mark.slow
@@ -357,7 +362,10 @@ def test_a_gpu_that_others_hold_is_named_before_anything_runs(
     "overrides",
     [
         ("callbacks=[default,ema,grad_norm]", "trainer.gradient_clip_val=0.5"),
+        ("augment=[trivial,mixup_cutmix,erasing,color]", "data.augment.blur=0.5"),
         slow("data.cutout=8", "classifier.label_smoothing=0.1", "scheduler=multistep"),
+        slow("augment=auto_cifar10", "classifier.loss=bce", "classifier.class_weights=balanced"),
+        slow("augment=rand", "data.augment.repeats=2", "trainer.precision=bf16-mixed"),
         slow("trainer.val_check_interval=0.5", "classifier.decay_norm_and_bias=false"),
         slow("trainer.precision=bf16-mixed", "model.norm=none", "model.zero_init_residual=true"),
     ],
@@ -370,6 +378,15 @@ def test_a_replayed_run_equals_the_other_bit_for_bit(train, tmp_path, overrides)
     norms = [tmp_path / name / "grad_norm.csv" for name in ("graph", "eager")]
     if norms[0].exists():
         assert norms[0].read_text() == norms[1].read_text()
+
+
+@pytest.mark.slow
+def test_images_of_another_size_are_recorded_anew(train, tmp_path):
+    sizes = ("data.resize=[[0,16],[1,32]]", "augment=auto_imagenet")
+    _, world = train("graph", "cuda_graph=true", *sizes)
+    train("eager", "cuda_graph=false", *sizes)
+    assert_same(tmp_path / "graph", tmp_path / "eager")
+    assert len(world.graphs) == 2 * 3  # of each size: steps, updates, validation
 
 
 @pytest.mark.slow

@@ -1,9 +1,10 @@
 """The LightningModule around any net that turns images into logits."""
 
+import copy
 import inspect
+import itertools
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from typing import Any, Protocol
 
 import torch
@@ -15,6 +16,7 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import CyclicLR, LRScheduler, OneCycleLR, ReduceLROnPlateau
 from torchmetrics import Metric
 
+from resnet_lab.batchnorm import learning_norms, refresh_statistics, statistics_kept
 from resnet_lab.config.errors import UserError
 
 Batch = tuple[Tensor, Tensor]
@@ -101,6 +103,7 @@ def _at_least_float(logits: Tensor) -> Tensor:
     return logits.float() if logits.element_size() < 4 else logits
 
 
+STATISTICS_BATCHES = 50  # from which averaged weights get their running statistics
 STEPPED_BY_BATCH = (CyclicLR, OneCycleLR)
 
 
@@ -147,19 +150,6 @@ def binary_cross_entropy(
     return F.binary_cross_entropy_with_logits(logits, targets.to(logits.dtype), weights)
 
 
-@contextmanager
-def _statistics_kept(net: nn.Module) -> Iterator[None]:
-    """Within it, batch norms normalise as in training, and their running statistics stay."""
-    norms: list[Any] = [m for m in net.modules() if getattr(m, "track_running_stats", False)]
-    for norm in norms:
-        norm.track_running_stats = False
-    try:
-        yield
-    finally:
-        for norm in norms:
-            norm.track_running_stats = True
-
-
 class Classifier(LightningModule):
     """Trains `net` by cross-entropy and keeps the score.
 
@@ -177,14 +167,16 @@ class Classifier(LightningModule):
     decay_norm_and_bias: whether weight decay also acts on parameters of one dimension.
     trunk_lr_scale: learning rate of all but the head, as a share of the optimizer's.
     layer_decay: the learning rate falls by this factor from part to part, from the head, which has
-        the optimizer's, to the stem (ELECTRA, arXiv 2003.10555, Table 7; BEiT, arXiv 2106.08254,
-        Appendix F). Parts are the stem, each block, and the head; see `_parts`. Multiplies
-        `trunk_lr_scale`.
+        the optimizer's, to the stem (Clark et al. 2020, ELECTRA, arXiv 2003.10555; Bao et al. 2021,
+        BEiT, arXiv 2106.08254). Parts are the stem, each block, and the head, as timm has them; see
+        `_parts`. Multiplies `trunk_lr_scale`.
     ends: options of the optimizer for the weights of the first and the last layer alone.
 
-    An optimizer with methods `train` and `eval`, as those of the package schedulefree, is told of
-    every change between the two. One may call its closure several times in a step, as SAM does: the
-    first pass alone is counted, moves the running statistics of batch norms, and gives the loss.
+    An optimizer with methods `train` and `eval`, as those of the package schedulefree, has other
+    weights for each. Its `eval` comes before a validation and at an epoch's end, and batch norms
+    get running statistics of those weights, from the run's first training batches. One may call
+    its closure several times in a step, as SAM does: the first pass alone is counted, moves the
+    running statistics of batch norms, and gives the loss.
 
     Attributes:
         graphs: what takes the steps instead, while there is one; see `callbacks.cuda_graph`.
@@ -219,6 +211,7 @@ class Classifier(LightningModule):
         self.ends = dict(ends or {})
         self._parts()  # says whether this net has them
         self._first_loss: Tensor | None = None  # of this batch, once it has been counted
+        self._averaged = False  # whether the optimizer's `eval` was the last that it was told
         self._optimizer = optimizer
         self._scheduler = scheduler
         self.train_tally, self.val_tally, self.test_tally = Tally(), Tally(), Tally()
@@ -232,7 +225,9 @@ class Classifier(LightningModule):
 
     def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
         self._first_loss = None
-        self._tell_optimizers("train")
+        self._averaged = False
+        for optimizer in self._averaging():
+            optimizer.train()
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         if self.graphs is not None:
@@ -248,17 +243,36 @@ class Classifier(LightningModule):
         it, with the gradient of where the weights are now."""
         states = self.train_tally.states()
         counted = [state.clone() for state in states]
-        with _statistics_kept(self.net):
+        with statistics_kept(self.net):
             loss = self.loss_of(*batch)
         for state, value in zip(states, counted, strict=True):
             state.copy_(value)
         return first + (loss - loss.detach())
 
-    def _tell_optimizers(self, mode: str) -> None:
-        """ "train" or "eval", to those that keep other weights for each."""
-        for optimizer in self.trainer.optimizers:
-            if hasattr(optimizer, mode):
-                getattr(optimizer, mode)()
+    def _averaging(self) -> list[Any]:
+        """The optimizers that have other weights for evaluation."""
+        return [o for o in self.trainer.optimizers if hasattr(o, "train") and hasattr(o, "eval")]
+
+    def _average(self) -> None:
+        """From here to the next step, the weights for evaluation."""
+        if self._averaged or not (optimizers := self._averaging()):
+            return
+        self._averaged = True
+        for optimizer in optimizers:
+            optimizer.eval()
+        if learning_norms(self.net):
+            with self.trainer.precision_plugin.forward_context():
+                refresh_statistics(self.net, self._first_images())
+
+    def _first_images(self) -> Iterator[Tensor]:
+        """Of the run's first training batches, this device's share."""
+        data: Any = self.trainer.datamodule  # type: ignore[attr-defined]
+        first = copy.copy(data)
+        first.trainer = None  # wherever the trainer stands
+        share = slice(self.global_rank, None, self.trainer.world_size)
+        for batch in itertools.islice(first.train_dataloader(), STATISTICS_BATCHES):
+            images, _ = data.prepare(data.transfer_batch_to_device(batch, self.device, 0))
+            yield images[share]
 
     def backward(self, loss: Tensor, *args: Any, **kwargs: Any) -> None:
         if self.graphs is None:  # else it is done
@@ -348,12 +362,13 @@ class Classifier(LightningModule):
             for logger in self.trainer.loggers:
                 logger.log_metrics(figures, self.global_step)
 
-    def on_validation_start(self) -> None:
-        self._tell_optimizers("eval")
+    def on_validation_model_eval(self) -> None:
+        self._average()
+        super().on_validation_model_eval()
 
     def on_train_epoch_end(self) -> None:
         self._close("train")
-        self._tell_optimizers("eval")  # without a validation, the epoch's checkpoint comes next
+        self._average()  # where no validation has; the epoch's checkpoint may come next
 
     def on_validation_epoch_end(self) -> None:
         self._close("val")

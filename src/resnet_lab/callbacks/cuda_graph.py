@@ -11,6 +11,8 @@ from lightning.pytorch.profilers import PassThroughProfiler
 from torch import Tensor
 from torch.optim import Optimizer
 
+from resnet_lab.optim import SAM
+
 log = logging.getLogger(__name__)
 
 WARM_UP = 3  # steps before recording: cuDNN, cuBLAS and the allocator settle in them
@@ -77,6 +79,7 @@ def decide(choice: bool | str, trainer: Trainer, module: LightningModule) -> tup
         (trainer.world_size > 1, "with one device alone"),
         (trainer.accumulate_grad_batches > 1, "not with trainer.accumulate_grad_batches"),
         (trainer.precision == "16-mixed", "not with 16-mixed, whose scaler waits for the GPU"),
+        (isinstance(trainer.optimizers[0], SAM), "not with optimizer=sam, of two passes a step"),
         (profiled, "not with a profiler, which would see one kernel"),
         (torch.is_anomaly_enabled(), "not with trainer.detect_anomaly"),
     )
@@ -177,7 +180,7 @@ class Graphs:
         self.module = module
         self.data: Any = trainer.datamodule  # type: ignore[attr-defined]
         self.stream = torch.cuda.Stream(module.device)
-        self._learning = self._trainable()
+        self._recorded = self._now()
         self._training = _Replayed(self, self._train, training=True)
         self._validation = _Replayed(self, self._evaluate, training=False)
         self._update = _Update(self, trainer.optimizers[0])
@@ -189,11 +192,12 @@ class Graphs:
         del self._training, self._validation, self._update  # and with them the graphs' memory
 
     def outdated(self) -> bool:
-        """Whether what learns has changed since."""
-        return self._trainable() != self._learning
+        """Whether what learns has changed since, or the size of the images."""
+        return self._now() != self._recorded
 
-    def _trainable(self) -> list[bool]:
-        return [parameter.requires_grad for parameter in self.module.parameters()]
+    def _now(self) -> tuple[list[bool], int]:
+        learning = [parameter.requires_grad for parameter in self.module.parameters()]
+        return learning, self.data.train_side
 
     def training_step(self, batch: Sequence[Tensor]) -> Tensor:
         """One batch, backward pass and all: the loss []."""

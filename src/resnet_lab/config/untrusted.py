@@ -26,6 +26,9 @@ _NAMED = {  # module: what may be named of it
     "resnet_lab.data.sources": "Digits CIFAR10 CIFAR100 ImageFolder",
     "resnet_lab.classifier": "Classifier",
     "resnet_lab.schedule": "constant multistep cosine onecycle exponential",
+    "resnet_lab.optim": "SAM",
+    "schedulefree": "AdamWScheduleFree RAdamScheduleFree SGDScheduleFree",
+    "timm.optim": "Lamb Lars Lion Muon",
     "torch.optim": "Adadelta Adafactor Adagrad Adam Adamax AdamW ASGD Muon NAdam RAdam "
     "RMSprop Rprop SGD",
     "torch.optim.lr_scheduler": "ConstantLR CosineAnnealingLR CosineAnnealingWarmRestarts CyclicLR "

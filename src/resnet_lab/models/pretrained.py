@@ -137,6 +137,17 @@ class Pretrained(nn.Module):
         self.trunk.load_state_dict(fitting, strict=False)
         log.info(f"{'trunk':<12}{self.name}, weights from {self.weights}")
 
+    def parts(self) -> list[nn.Module]:
+        """From the images to the logits: the trunk's stages, see `stages`, those that are made of
+        blocks as their blocks, and the head."""
+        parts: list[nn.Module] = []
+        for names in stages(self.trunk):
+            layers = [self.trunk.get_submodule(name) for name in names]
+            blocks = list(layers[0].children()) if isinstance(layers[0], nn.Sequential) else []
+            made_of_blocks = any(list(block.children()) for block in blocks)
+            parts += blocks if made_of_blocks else [nn.ModuleList(layers)]
+        return [*parts, self.head]
+
     def forward(self, images: Tensor) -> Tensor:
         return self.head(self.trunk(images))
 

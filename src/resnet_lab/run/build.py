@@ -123,8 +123,8 @@ def _fitting(cfg: DictConfig, group: str) -> DictConfig:
     if any(p.kind is p.VAR_KEYWORD for p in parameters.values()):
         return section
     files = [*(CONF / group).glob("*.yaml"), CONF / f"{group}_options.yaml"]
-    found = (OmegaConf.load(file) for file in files if file.exists())
-    ours = {str(key) for content in found for key in content.get(group, content)}
+    contents: Any = [OmegaConf.load(file) for file in files if file.exists()]
+    ours = {str(key) for content in contents for key in content.get(group, content)}
     for key in [str(key) for key in section]:
         if not key.startswith("_") and key not in parameters and key in ours:
             log.info(f"{group}.{key}: {section._target_} takes none, so it is left out")
