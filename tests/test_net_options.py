@@ -120,6 +120,27 @@ def test_grouped_and_wide_nets_compute_what_torchvisions_do(options, name):
     torch.testing.assert_close(ours(images), theirs(images), atol=1e-4, rtol=1e-4)
 
 
+@pytest.mark.parametrize(
+    ("options", "name"),
+    [
+        ({"blur": True}, "resnetblur50"),
+        ({"stem": "deep", "shortcut": "D"}, "resnet50d"),
+        ({"se": 16}, "seresnet50"),
+    ],
+)
+@pytest.mark.slow
+def test_blurred_deep_and_squeezed_nets_compute_what_timms_do(options, name):
+    timm = pytest.importorskip("timm", reason="the extra [optim] is not installed")
+    ours = imagenet_resnet(50, num_classes=7, **options).eval()
+    theirs = timm.create_model(name, num_classes=7, zero_init_last=False).eval()
+    values = theirs.state_dict().values()
+    ours.load_state_dict(dict(zip(ours.state_dict(), values, strict=True)))
+    images = torch.randn(2, 3, 64, 64)
+    expected = theirs(images)
+    assert expected.std() > 0.01
+    torch.testing.assert_close(ours(images), expected, atol=1e-4, rtol=1e-4)
+
+
 # ---------------------------------------------------------------- shortcuts
 
 
@@ -206,6 +227,8 @@ def test_places_of_relu_are_those_of_the_paper():
     block, (_, conv1, norm1, _, conv2, norm2) = parts("relu_only")
     inner = norm2(conv2(F.relu(norm1(conv1(F.relu(x))))))
     torch.testing.assert_close(block(x), inner + x)
+    heads = {a: small_net(activation=a).head for a in ("original", "relu_before", "relu_only")}
+    assert [a for a, head in heads.items() if isinstance(head[0], nn.ReLU)] == ["relu_only"]
     full = small_net(activation="full")
     torch.manual_seed(0)
     preact = small_net(block="preact_basic")
@@ -243,6 +266,7 @@ def test_blur_pool_smooths_before_it_halves():
     net = small_net(blur=True, stem="imagenet")
     assert sum(isinstance(module, BlurPool) for module in net.modules()) == 2  # stem and stage 2
     assert not [key for key in net.state_dict() if "kernel" in key]
+    assert net.stem(torch.randn(2, 3, 64, 64)).shape == (2, 8, 16, 16)
     assert net(torch.randn(2, 3, 64, 64)).shape == (2, 5)
 
 
@@ -350,7 +374,13 @@ def test_deep_nets_without_norm_train_where_branches_start_at_nothing(norm):
         (("model=resnet50", "model.dropout=0.3"), "only basic blocks have dropout"),
         (("model.shortcut=gated",), "must be one of A, B, C, D, scale, gate"),
         (("model.activation=before",), "must be one of original, norm_after"),
-        (("model=wrn28_10", "model.shortcut=A", "model.stem_width=64"), "can only add"),
+        (("model=wrn28_10", "model.shortcut=A", "model.stem_width=161"), "than the 160 channels"),
+        (("model.stem_width=17",), "more than the 16 channels that the first stage puts out"),
+        (("model.activation=relu_before", "model.zero_init_residual=true"), "passes no gradient"),
+        (
+            ("model.activation=relu_before", "model.branch_scale=fixup", "model.norm=none"),
+            "passes no gradient",
+        ),
         (
             ("model=resnet", "model.shortcut=gate", "model.widths=[32,16,8]"),
             "can only add channels",
@@ -362,6 +392,60 @@ def test_what_contradicts_itself_is_one_sentence(overrides, words):
     with pytest.raises(UserError, match=re.escape(words)) as caught:
         check(composed("data=digits", *overrides))
     assert "\n" not in str(caught.value)
+
+
+def test_a_stem_as_wide_as_the_first_stage_passes_the_check():
+    for overrides in (["model=wrn28_10", "model.stem_width=160"], ["model.stem_width=16"]):
+        check(composed("data=digits", "model.shortcut=A", *overrides))
+
+
+@pytest.mark.parametrize(
+    ("options", "learns"),
+    [
+        ({"zero_init_residual": True}, False),
+        ({"branch_scale": "fixup", "norm": "none"}, False),
+        ({"branch_scale": "skipinit", "norm": "none"}, True),
+    ],
+)
+def test_behind_a_relu_a_branch_that_starts_at_zero_never_learns(options, learns):
+    """Why the rules refuse it."""
+    net = small_net(activation="relu_before", **options)
+    nn.init.normal_(net.head[-1].weight)
+    net(torch.randn(2, 3, 16, 16)).square().sum().backward()
+    assert any(p.grad.any() for b in blocks(net) for p in b.branch.parameters()) is learns
+
+
+def test_the_narrowest_and_the_smallest_have_a_channel_and_a_pixel():
+    narrow = small_net(block="bottleneck", groups=2, group_width=4, shortcut="B")
+    assert [b.branch[0].out_channels for b in blocks(narrow)] == [2, 2, 2, 2]
+    blurred = small_net(blur=True, stem="imagenet", depths=[1, 1, 1, 1], widths=[8, 8, 8, 8])
+    assert blurred(torch.randn(2, 3, 16, 16)).shape == (2, 5)  # a pixel from the third stage on
+    pixel = torch.randn(1, 2, 1, 1)
+    torch.testing.assert_close(BlurPool()(pixel), pixel)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"shortcut": "gate", "se": 4, "blur": True, "drop_path": 0.5, "stem": "deep"},
+        {"block": "preact_basic", "shortcut": "scale", "dropout": 0.2, "branch_scale": "skipinit"},
+    ],
+)
+def test_nets_of_many_options_compile_as_one_graph(options):
+    graphs = []
+
+    def remember(graph, _):
+        graphs.append(graph)
+        return graph.forward
+
+    net = small_net(**options).eval()
+    images = torch.randn(2, 3, 32, 32)
+    compiled = torch.compile(net, backend=remember, fullgraph=True)
+    torch.testing.assert_close(compiled(images), net(images))
+    compiled(images.clone())
+    net.train()
+    compiled(images)  # in training it draws, still in one graph
+    assert len(graphs) == 2
 
 
 def test_gates_are_initialised_apart_from_other_biases():

@@ -314,9 +314,10 @@ NET_RULES: dict[str, Rule] = {
     "dropout": _SHARE,
 }
 
-# The options that each net needs, and those it may have besides.
 # Shortcuts that add channels of zeros where a block has more of them.
-PADDED = ("A", "scale", "gate", "shortcut_gate", "dropout", "learned")
+_PADDED = ("A", "scale", "gate", "shortcut_gate", "dropout", "learned")
+
+# The options that each net needs, and those it may have besides.
 _RESNET = (
     "shortcut activation stem stem_width norm width groups group_width se blur drop_path "
     "branch_scale dropout zero_init_residual in_channels image_size"
@@ -393,28 +394,36 @@ def net_faults(model: Mapping[str, Any], section: str = "model") -> Iterator[str
 
 
 def _net_contradictions(net: str, given: Mapping[str, Any], section: str) -> Iterator[str]:
-    block = str(given.get("block", ""))
+    depths, widths = given.get("depths", []), given.get("widths", [])
+    shortcut = given.get("shortcut", "A" if net == "cifar_resnet" else "B")
+    plan = family.Plan(given.get("block", ""), depths, widths)
     try:
         if net == "cifar_resnet":
-            block = family.cifar_plan(given["depth"], given.get("block", "basic")).block
+            plan = family.cifar_plan(given["depth"], given.get("block", "basic"))
         elif net == "imagenet_resnet":
-            block = family.imagenet_plan(given["depth"], given.get("preact", False)).block
+            plan = family.imagenet_plan(given["depth"], given.get("preact", False))
     except UserError as error:
         yield f"{section}.{error}"
-    depths, widths = given.get("depths", []), given.get("widths", [])
-    shortcut = given.get("shortcut")
     if len(depths) != len(widths):
         yield (
             f"{section}.depths={spelled(depths)} and {section}.widths={spelled(widths)}: give both "
             "for the same number of stages."
         )
-    if shortcut in PADDED and widths != sorted(widths):
+    if shortcut in _PADDED and widths != sorted(widths):
         yield (
             f"{section}.shortcut={shortcut}: it can only add channels, but {section}.widths="
             f"{spelled(widths)} take some away; use B, C or none, or widths that never fall."
         )
-    if block:
-        yield from _block_contradictions(block, given, section)
+    if plan.block and plan.widths:
+        expansion = 4 if plan.block.endswith("bottleneck") else 1
+        first = family.scale(plan.widths, given.get("width", 1.0))[0] * expansion
+        stem_width = given.get("stem_width") or 0
+        if shortcut in _PADDED and stem_width > first:
+            yield (
+                f"{section}.stem_width={stem_width}: more than the {first} channels that the first "
+                f"stage puts out, and shortcut {shortcut} can only add some; use B, C or none."
+            )
+        yield from _block_contradictions(plan.block, given, section)
     if isinstance(given.get("trunk"), dict):
         yield from net_faults(given["trunk"], f"{section}.trunk")
 
@@ -433,16 +442,16 @@ def _block_contradictions(block: str, given: Mapping[str, Any], section: str) ->
                     f"{section}.{key}={given[key]}: without a shortcut a block has nothing but its "
                     f"branch; use shortcut A, B or C, or leave {key} out."
                 )
-    first = (given.get("widths") or [0])[0] * (4 if block.endswith("bottleneck") else 1)
-    if first and given.get("shortcut") in PADDED and (given.get("stem_width") or 0) > first:
-        yield (
-            f"{section}.stem_width={given['stem_width']}: more than the first stage's {first}, and "
-            f"shortcut {given['shortcut']} can only add channels; use B, C or none."
-        )
     if scale and given.get("zero_init_residual"):
         yield f"{section}.branch_scale={scale}: has its own start; leave zero_init_residual out."
     if scale == "fixup" and given.get("norm", "batch") != "none":
         yield f"{section}.branch_scale=fixup: is in place of a norm; set {section}.norm=none."
+    if activation == "relu_before" and (given.get("zero_init_residual") or scale == "fixup"):
+        yield (
+            f"{section}.activation=relu_before: a relu stands behind each branch, and passes no "
+            "gradient where the branch starts at zero; use another activation, or "
+            "branch_scale=skipinit."
+        )
     if activation not in (None, "full") and block.startswith("preact"):
         yield (
             f"{section}.activation={activation}: a block that begins with norm and relu is "

@@ -60,7 +60,8 @@ class BlurPool(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         channels = x.shape[1]
         weight = torch.outer(self.kernel, self.kernel).to(x.dtype).expand(channels, 1, 3, 3)
-        return F.conv2d(F.pad(x, (1, 1, 1, 1), mode="reflect"), weight, stride=2, groups=channels)
+        mode = "reflect" if min(x.shape[2:]) > 1 else "replicate"  # one pixel reflects nothing
+        return F.conv2d(F.pad(x, (1, 1, 1, 1), mode=mode), weight, stride=2, groups=channels)
 
 
 def conv_norm(
@@ -277,7 +278,7 @@ def bottleneck_branch(in_channels: int, width: int, stride: int, design: Design)
     arXiv 1611.05431, Section 3, and `group_width` as torchvision reckons it.
     """
     norm, groups = design.norm, design.groups
-    inner = int(width * design.group_width / 64) * groups
+    inner = max(1, int(width * design.group_width / 64)) * groups
     return nn.Sequential(
         *conv_norm(in_channels, inner, 1, 1, norm),
         nn.ReLU(),
@@ -444,7 +445,8 @@ class ResNet(nn.Module):
         stem_width: channels of the stem. None: as the first stage.
         groups, group_width: of a bottleneck's 3x3 convolution, see `bottleneck_branch`.
         se: the reduction of a `SqueezeExcitation` at the end of each branch.
-        blur: whether `BlurPool` halves the sides, in branches and stem.
+        blur: whether `BlurPool` halves the sides, in branches and stem; shortcuts stride as without
+            it, as in timm.
         drop_path: the probability that the last block's branch is left out in training, see
             `DropPath`; that of block l of L is l / L times as large (1603.09382, equation 4).
         branch_scale: skipinit | fixup, see `BranchScale`: nets without norm that train.
