@@ -100,7 +100,7 @@ def pipeline(work: Path, rounds: int, quick: bool) -> dict[str, Any]:
             "torchvision, 2 workers": entry("small", "torchvision", 2, 50, **what),
         }
         if find_spec("kornia"):
-            contenders["kornia"] = entry("small", "kornia", 0, 20, **what)
+            contenders["kornia, one operation a batch"] = entry("small", "kornia", 0, 20, **what)
         policies[f"Data alone, 32 pixels: crop, flip, {name}, normalise"] = _race(
             work, rounds, contenders
         )

@@ -115,7 +115,7 @@ def _pipeline(part: Mapping[str, Any]) -> list[str]:
         rounds: Rounds = race["rounds"]
         rows = []
         for name, segments in rounds.items():
-            own = rounds.get(re.sub("torchvision|kornia", "ours", name), rounds.get("ours"))
+            own = rounds.get(re.sub("torchvision|kornia.*", "ours", name), rounds.get("ours"))
             ratio = "" if own is segments or own is None else _ratio(own, segments)
             rows.append((name, spread([speed(s) for s in segments]), ratio))
         tables.append(table(title, ("", "images/s", "ours is faster by"), rows, RATIO))
