@@ -92,7 +92,7 @@ tensorboard: $(READY) ## Open TensorBoard on localhost: LOGDIR=outputs PORT=6006
 results: $(READY) ## Rebuild docs/results.md from the result files beside it, in seconds
 	@$(BIN)/python docs/results/build.py
 
-results-runs: $(READY) ## Run the experiments of docs/results.md: ROOT=data/cifar10-jpeg (three hours)
+results-runs: $(READY) ## Run the experiments of docs/results.md: ROOT=data/cifar10-jpeg (a day)
 	@PATH="$(abspath $(BIN)):$$PATH" ROOT=$(ROOT) sh docs/results/run.sh
 
 constraints: ## Pin the newest versions in constraints.txt (needs uv)

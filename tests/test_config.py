@@ -29,7 +29,7 @@ from resnet_lab.run.folder import RunFolder
         ("data.random_resized_crop=[0.5,0.1]", "the smallest and the largest share"),
         ("scheduler.peak=1", "scheduler.peak=1: must be a number between 0 and 1"),
         ("model.depth=21", "model.depth=21"),
-        ("model.shortcut=D", "A, B, C or none"),
+        ("model.shortcut=E", "A, B, C, D, scale, gate, "),
         ("model.num_classes=7", "the data has 10 classes"),
         ("optimizer.momentum=0", "optimizer.nesterov=true: needs optimizer.momentum above 0"),
         ("trainer.devices=3", "use 126 or 129"),

@@ -525,9 +525,9 @@ def test_a_damaged_checkpoint_is_never_used(copy, capsys, tmp_path):
 def test_a_damaged_description_of_the_net_is_one_sentence(copy, capsys, tmp_path):
     (tmp_path / "a.png").touch()
     cfg = OmegaConf.load(copy / "config.yaml")
-    cfg.model.shortcut = "D"
+    cfg.model.shortcut = "E"
     OmegaConf.save(cfg, copy / "config.yaml")
-    assert "model.shortcut=D: must be" in refused(capsys, "predict", copy, tmp_path / "a.png")
+    assert "model.shortcut=E: must be" in refused(capsys, "predict", copy, tmp_path / "a.png")
 
 
 def test_weights_of_another_net_are_refused(copy, capsys, tmp_path):

@@ -404,11 +404,12 @@ def test_a_job_sees_the_gpus_that_are_its_own(bench, fake_cuda):
 
 
 def test_every_mistake_is_named_before_anything_runs(bench):
-    done = bench.run("model.depth=20,21,23", "optimizer.lr=0.1,-1", "model.shortcut=A,D")
+    done = bench.run("model.depth=20,21,23", "optimizer.lr=0.1,-1", "model.shortcut=A,E")
     assert done.returncode == 1
     first, *others = done.stderr.removeprefix("error: ").splitlines()
     assert first == (
-        "depth=20,lr=0.1,shortcut=D and 2 more: model.shortcut=D: must be one of A, B, C or none."
+        "depth=20,lr=0.1,shortcut=E and 2 more: model.shortcut=E: must be one of A, B, C, D, "
+        "scale, gate, shortcut_gate, conv, dropout, learned or none."
     )
     assert [line.split(":")[0] for line in others] == [
         "depth=20,lr=-1,shortcut=A and 5 more",

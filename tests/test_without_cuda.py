@@ -362,7 +362,7 @@ def test_a_gpu_that_others_hold_is_named_before_anything_runs(
     "overrides",
     [
         ("callbacks=[default,ema,grad_norm]", "trainer.gradient_clip_val=0.5"),
-        ("augment=[trivial,mixup_cutmix,erasing,color]", "data.augment.blur=0.5"),
+        slow("augment=[trivial,mixup_cutmix,erasing,color]", "data.augment.blur=0.5"),
         slow("data.cutout=8", "classifier.label_smoothing=0.1", "scheduler=multistep"),
         slow("augment=auto_cifar10", "classifier.loss=bce", "classifier.class_weights=balanced"),
         slow("augment=rand", "data.augment.repeats=2", "trainer.precision=bf16-mixed"),

@@ -29,6 +29,8 @@ KEPT = ("result.json", "metrics.csv", "grad_norm.csv", "wall.json")
 # The sweeps of each table.
 SWEEPS = {
     "shortcuts": ("shortcuts20", "shortcuts56"),
+    "shortcut_types": ("shortcut_types",),
+    "augment": ("augment",),
     "batch_size": ("batch_size",),
     "batchnorm": ("batchnorm",),
     "textbook": ("textbook",),
