@@ -8,7 +8,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 import torchvision
-from lab import composed
+from lab import SMALL_NET, composed, read_csv, train_here, weights
 from torch import Tensor, nn
 
 from resnet_lab.config.check import check
@@ -457,3 +457,30 @@ def test_gates_are_initialised_apart_from_other_biases():
     assert sum(float(m.bias.detach().abs().max()) > 0 for m in others) == 4
     weights: Tensor = resnet.make_weights("A", 8)  # type: ignore[assignment]
     assert weights is None
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "options",
+    [
+        ("model.drop_path=0.5", "model.dropout=0.2", "model.shortcut=dropout"),
+        ("model.shortcut=gate", "model.se=4", "model.blur=true", "trainer.precision=bf16-mixed"),
+        ("model.activation=norm_after", "model.shortcut=learned", "model.stem=deep"),
+        ("model.branch_scale=fixup", "model.norm=none", "model.shortcut=D"),
+    ],
+)
+def test_a_run_with_options_is_resumed_bit_for_bit(tmp_path, options):
+    tiny = (*SMALL_NET, "data.train_size=96", "data.val_size=48", "data.batch_size=16")
+    whole = (*tiny, *options, "trainer.max_epochs=3", "callbacks=[checkpoints,epoch_log]")
+    for name, overrides in (
+        ("whole", (*whole, "hydra.run.dir=whole")),
+        ("paused", (*whole, "hydra.run.dir=paused", "callbacks.last.pause_after=1")),
+        ("", ("resume=paused", "callbacks.last.pause_after=null")),
+    ):
+        done = train_here(tmp_path, *overrides)
+        assert done.returncode == 0, (name, done.stderr)
+    one, other = (weights(tmp_path / name) for name in ("whole", "paused"))
+    assert all(torch.equal(one[key], other[key]) for key in one)
+    rows = (read_csv(tmp_path / name / "metrics.csv") for name in ("whole", "paused"))
+    losses = [[row["train/loss"] for row in of_run] for of_run in rows]
+    assert losses[0] == losses[1]

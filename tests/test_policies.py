@@ -347,6 +347,35 @@ def test_two_devices_and_streams_make_the_batches_of_one_from_memory(tmp_path, o
         assert torch.equal(whole[1], streamed[1])
 
 
+def test_photographs_take_the_same_path_after_decoding(tmp_path):
+    root = make_folder(tmp_path / "photos", [(90, 80), (100, 85), (72, 95), (80, 80)])
+
+    def batches(rank: int, devices: int, **more: Any) -> list[list[Tensor]]:
+        data = ImageDataModule(
+            source=ImageFolder(str(root), str(tmp_path / "cache")),
+            **{"image_size": 80, "batch_size": 4, "val_size": 0, "workers": 0},
+            **{"resize": [[0, 72]], **more},
+        )
+        data.setup("fit")
+        assert data.photographs
+        data._ranks = lambda: {"rank": rank, "world_size": devices}  # type: ignore[method-assign]
+        return [list(data.prepare(batch)) for batch in data.train_dataloader()]
+
+    everything = {"augment": EVERYTHING}
+    for whole, *two in zip(
+        batches(0, 1, **everything),
+        batches(0, 2, **everything),
+        batches(1, 2, **everything),
+        strict=True,
+    ):
+        assert whole[0].shape == (4, 3, 72, 72)
+        for i in (0, 1):
+            assert torch.equal(whole[i], torch.cat([half[i] for half in two]))
+    plain, changed = batches(0, 1), batches(0, 1, augment={"policy": "trivial"})
+    apart = [float((a[0] != b[0]).float().mean()) for a, b in zip(plain, changed, strict=True)]
+    assert all(0.1 < share < 1 for share in apart)
+
+
 # ---------------------------------------------------------------- runs
 
 TINY = (*SMALL_NET, "data.train_size=96", "data.val_size=48", "data.batch_size=16")
