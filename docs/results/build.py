@@ -30,7 +30,7 @@ KEPT = ("result.json", "metrics.csv", "grad_norm.csv", "wall.json")
 SWEEPS = {
     "shortcuts": ("shortcuts20", "shortcuts56"),
     "shortcut_types": ("shortcut_types",),
-    "augment": ("augment",),
+    "augment": ("augment", "augment_cpu"),
     "batch_size": ("batch_size",),
     "batchnorm": ("batchnorm",),
     "textbook": ("textbook",),
