@@ -428,7 +428,15 @@ def test_the_narrowest_and_the_smallest_have_a_channel_and_a_pixel():
     "options",
     [
         {"shortcut": "gate", "se": 4, "blur": True, "drop_path": 0.5, "stem": "deep"},
-        {"block": "preact_basic", "shortcut": "scale", "dropout": 0.2, "branch_scale": "skipinit"},
+        pytest.param(
+            {
+                "block": "preact_basic",
+                "shortcut": "scale",
+                "dropout": 0.2,
+                "branch_scale": "skipinit",
+            },
+            marks=pytest.mark.slow,
+        ),
     ],
 )
 def test_nets_of_many_options_compile_as_one_graph(options):

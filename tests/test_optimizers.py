@@ -64,7 +64,15 @@ def classifier(net: nn.Module, **options: Any) -> Classifier:
 # Steps 6 of 8, in the middle of an epoch; and 4, between the weights of training and those of
 # validation.
 @pytest.mark.parametrize(
-    ("name", "at"), [*((name, 6) for name in OPTIMIZERS), ("schedulefree_sgd", 4)]
+    ("name", "at"),
+    [
+        *(("sam", 6), ("muon", 6), ("schedulefree_sgd", 4)),
+        *(
+            pytest.param(name, 6, marks=pytest.mark.slow)
+            for name in OPTIMIZERS
+            if name not in ("sam", "muon")
+        ),
+    ],
 )
 def test_it_learns_and_resumes_bit_for_bit(config, tmp_path, monkeypatch, name, at):
     needs(name)
