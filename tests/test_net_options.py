@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 import torchvision
 from lab import SMALL_NET, composed, read_csv, train_here, weights
+from test_models import small_net
 from torch import Tensor, nn
 
 from resnet_lab.config.check import check
@@ -30,11 +31,6 @@ SHORTCUTS = [*"ABCD", "scale", "gate", "shortcut_gate", "conv", "dropout", "lear
 @pytest.fixture(autouse=True)
 def _seed():
     torch.manual_seed(0)
-
-
-def small_net(**options) -> ResNet:
-    outline = {"block": "basic", "depths": [2, 2], "widths": [8, 16]}
-    return ResNet(**outline | {"num_classes": 5, "image_size": 32} | options)
 
 
 def blocks(net: ResNet) -> list[nn.Module]:

@@ -12,7 +12,7 @@ python train.py -m experiment=ablation/shortcuts sweep.name=shortcuts20 optimize
   model=resnet20 seed=0,1 "$NORMS" $DATA
 python train.py -m experiment=ablation/shortcuts sweep.name=shortcuts56 optimizer.lr=0.1 \
   model=resnet56 model.shortcut=A,none "$NORMS" $DATA
-# On a GPU: sweep.jobs_per_device=3 in place of sweep.jobs, 20 minutes for both.
+# On a GPU: sweep.jobs_per_device=3 in place of sweep.jobs.
 python train.py -m experiment=cifar10_short sweep.name=shortcut_types optimizer.lr=0.1 \
   model.shortcut=A,B,C,D,scale,gate,shortcut_gate,dropout,learned,none seed=0,1,2,3,4 $DATA
 python train.py -m experiment=cifar10_short sweep.name=augment \

@@ -14,9 +14,8 @@ class SampleGrid(Callback):
     """Draws the first `count` images of the run's first batch into `samples.png`.
 
     They are the input of the net, after augmentation; only the normalisation is undone. Images that
-    are mixed of two have both classes below them. On several
-    devices they are those of the first one's share. Drawn at the end of the first epoch, where it
-    does not add to the time of training.
+    are mixed of two have both classes below them. On several devices they are those of the first
+    one's share. Drawn at the end of the first epoch, where it does not add to the time of training.
     """
 
     def __init__(self, run_dir: str, count: int = 32) -> None:

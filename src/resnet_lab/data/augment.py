@@ -112,12 +112,12 @@ def cutout(images: Tensor, draws: Tensor, size: int) -> Tensor:
 def cutout_of(images: Tensor, top: Tensor, height: Tensor, left: Tensor, width: Tensor) -> Tensor:
     """Set a rectangle of each image to 0; it may hang over the border. All but images are [b]."""
     h, w = images.shape[-2:]
-    above, across = _within(top, height, h), _within(left, width, w)
+    above, across = within(top, height, h), within(left, width, w)
     hole = (above[:, :, None] & across[:, None, :])[:, None]  # [b, 1, h, w]
     return torch.where(hole, 0.0, images)  # keeps channels_last, as masked_fill would not
 
 
-def _within(start: Tensor, length: Tensor, n: int) -> Tensor:
+def within(start: Tensor, length: Tensor, n: int) -> Tensor:
     """bool [b, n]: which places are among the `length` from `start` on."""
     places = torch.arange(n, device=start.device)
     return (places >= start[:, None]) & (places < (start + length)[:, None])

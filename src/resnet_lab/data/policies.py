@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from resnet_lab.data import ops, plan
-from resnet_lab.data.augment import cutout_of
+from resnet_lab.data.augment import cutout_of, within
 from resnet_lab.data.ops import NUMBER, OPS, doubles
 
 WHOLE = 2.0**31  # one more than the largest draw
@@ -352,7 +352,8 @@ class Augmentation:
         top, left = (row - half_h).clamp(min=0), (column - half_w).clamp(min=0)
         height = (row + half_h).clamp(max=h) - top
         width = (column + half_w).clamp(max=w) - left
-        box = _span(top, height, h)[:, None] & _span(left, width, w)[None, :]
+        down, across = within(top[None], height[None], h), within(left[None], width[None], w)
+        box = down.T & across  # [h, w]
         kept = 1 - (height * width).float() / (h * w)
         if self.options.mixup and self.options.cutmix:
             cuts = (step[plan.WHICH] & 1).bool()
@@ -379,8 +380,3 @@ def blur_size(side: int) -> int:
 def _chosen(draws: Tensor, share: float) -> Tensor:
     """bool: whether a draw is among so many of all."""
     return draws < int(share * WHOLE) if share < 1 else torch.ones_like(draws, dtype=torch.bool)
-
-
-def _span(start: Tensor, length: Tensor, n: int) -> Tensor:
-    places = torch.arange(n, device=start.device)
-    return (places >= start) & (places < start + length)
