@@ -21,13 +21,14 @@ from torch.nn import functional as F
 
 from resnet_lab import charts
 from resnet_lab.board import Board
-from resnet_lab.callbacks import confusion_matrix, live_bar, picture, sample_grid, wrong_images
+from resnet_lab.callbacks import confusion_matrix, live_bar, sample_grid, wrong_images
 from resnet_lab.callbacks.confusion_matrix import Confusion
 from resnet_lab.callbacks.ema import EMA
 from resnet_lab.callbacks.epoch_log import seconds_left
 from resnet_lab.callbacks.grad_norm import GradNorm, _mean, _norms, blocks
 from resnet_lab.callbacks.tables import EpochTable
 from resnet_lab.config.errors import UserError
+from resnet_lab.data import pictures
 from resnet_lab.models.resnet import cifar_resnet
 from resnet_lab.report.runs import gradients
 from resnet_lab.run import build, checkpoint_io, training
@@ -55,9 +56,9 @@ def shown(tmp_path_factory: pytest.TempPathFactory, shared_cache: Path) -> Shown
             def watched(images, captions, *args, name=named):
                 assert name not in grids, "drawn twice"
                 grids[name] = images.clone(), captions
-                return picture.grid(images, captions, *args)
+                return pictures.pictures(images, captions, *args)
 
-            patch.setattr(module, "grid", watched)
+            patch.setattr(module, "pictures", watched)
         return Shown(run_dir, training.train(cfg), grids)
 
 
@@ -150,7 +151,7 @@ def test_a_grid_shows_the_pixels_that_came_in():
     colours = torch.tensor([[0.2, 0.4, 0.6], [1.0, 0.6, 0.0]])
     images = ((colours - torch.tensor(mean)) / torch.tensor(std)).view(2, 3, 1, 1)
     pixels = charts.render(
-        lambda: picture.grid(images.expand(2, 3, 8, 8), ["one", "two"], "", mean, std)
+        lambda: pictures.pictures(images.expand(2, 3, 8, 8), ["one", "two"], "", mean, std)
     )
     for colour in (255 * colours).round().int().tolist():
         assert (abs(pixels.astype(int) - colour) <= 1).all(axis=2).sum() > 5000

@@ -25,7 +25,6 @@ from omegaconf import OmegaConf
 from PIL import Image
 from torch import nn
 
-from resnet_lab.commands import predict
 from resnet_lab.config.errors import UserError
 from resnet_lab.data import decode
 from resnet_lab.data.batches import Batches
@@ -33,6 +32,7 @@ from resnet_lab.data.datamodule import ImageDataModule
 from resnet_lab.data.inspect import Inspection, examine, inspect_folder
 from resnet_lab.data.sources import ImageFolder
 from resnet_lab.data.sources.protocol import Make
+from resnet_lab.run import predict
 from resnet_lab.run.training import plain_errors
 
 CLASSES = ("ant", "cat", "dog")

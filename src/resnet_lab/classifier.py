@@ -5,6 +5,7 @@ import inspect
 import itertools
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import Any, Protocol
 
 import torch
@@ -150,6 +151,10 @@ def binary_cross_entropy(
     return F.binary_cross_entropy_with_logits(logits, targets.to(logits.dtype), weights)
 
 
+def _untrainable(*_: Any) -> Any:
+    raise UserError("this classifier was loaded without an optimizer and a scheduler; give both.")
+
+
 class Classifier(LightningModule):
     """Trains `net` by cross-entropy and keeps the score.
 
@@ -215,6 +220,43 @@ class Classifier(LightningModule):
         self._optimizer = optimizer
         self._scheduler = scheduler
         self.train_tally, self.val_tally, self.test_tally = Tally(), Tally(), Tally()
+
+    @classmethod
+    def load_from_checkpoint(  # type: ignore[override]
+        cls,
+        checkpoint_path: str | Path,
+        map_location: torch.device | str = "cpu",
+        net: nn.Module | None = None,
+        **options: Any,
+    ) -> "Classifier":
+        """A classifier with the weights of a checkpoint, in evaluation mode.
+
+        Args:
+            checkpoint_path: of a run, in its folder, whose config says which net it is; or any
+                checkpoint of a classifier, with `net` given.
+            map_location: the device that it goes to.
+            net: of the shapes of the weights.
+            options: further arguments of `Classifier`; without an optimizer and a scheduler it
+                predicts and is evaluated, and cannot be trained.
+
+        Raises:
+            UserError: no run folder is around the file, or the weights do not fit.
+        """
+        from resnet_lab.run.checkpoint_io import load_weights
+        from resnet_lab.run.load import load_run
+
+        path = Path(checkpoint_path)
+        if net is None:
+            if not (path.parents[1] / "config.yaml").is_file():
+                raise UserError(
+                    f"{path}: no run folder is around it that says which net it is; give net=..."
+                )
+            return load_run(path.parents[1], path).classifier.to(map_location)
+        for name in ("optimizer", "scheduler"):
+            options.setdefault(name, _untrainable)
+        classifier = cls(net, **options)
+        classifier.load_state_dict(load_weights(path))
+        return classifier.to(map_location).eval()
 
     @property
     def tallies(self) -> dict[str, Tally]:

@@ -15,7 +15,8 @@ for _stream in (sys.stdout, sys.stderr):
     if "utf" not in (getattr(_stream, "encoding", None) or "utf"):
         _stream.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]
 
-console = Console(highlight=False, markup=False)
+# In a notebook lines are lines, too, and not a box of HTML each.
+console = Console(highlight=False, markup=False, force_jupyter=False)
 if not console.is_terminal:
     console.width = 400  # a file has room: no name in a table is cut off
 

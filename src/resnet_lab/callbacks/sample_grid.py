@@ -6,8 +6,8 @@ from typing import Any
 from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import Tensor
 
-from resnet_lab.callbacks.picture import grid, publish
-from resnet_lab.charts import shortened
+from resnet_lab.callbacks.picture import publish
+from resnet_lab.data.pictures import caption, pictures
 
 
 class SampleGrid(Callback):
@@ -38,19 +38,6 @@ class SampleGrid(Callback):
         images, labels = self._kept
         self._kept = None
         data: Any = trainer.datamodule  # type: ignore[attr-defined]
-        captions = [_caption(target, data.class_names) for target in labels]
+        captions = [caption(target, data.class_names) for target in labels]
         title = "The first training images, after augmentation"
-        publish(trainer, self.path, lambda: grid(images, captions, title, data.mean, data.std))
-
-
-def _caption(target: Tensor, names: list[str]) -> str:
-    """Of a label [], or of shares of classes [classes]."""
-    if target.ndim == 0:
-        return shortened(names[int(target)], 16)
-    shares, classes = target.topk(2)
-    if shares[0] > 0.995:
-        return shortened(names[int(classes[0])], 16)
-    return " ".join(
-        f"{shortened(names[label], 7)} {share:.1f}"
-        for share, label in zip(shares.tolist(), classes.tolist(), strict=True)
-    )
+        publish(trainer, self.path, lambda: pictures(images, captions, title, data.mean, data.std))

@@ -7,8 +7,9 @@ import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import Tensor
 
-from resnet_lab.callbacks.picture import grid, publish
+from resnet_lab.callbacks.picture import publish
 from resnet_lab.charts import shortened
+from resnet_lab.data.pictures import pictures
 
 
 class WrongImages(Callback):
@@ -70,4 +71,8 @@ class WrongImages(Callback):
             )
         ]
         title = "Test images: the most confident mistakes, with the confidence"
-        publish(trainer, self.path, lambda: grid(images[:n], captions, title, data.mean, data.std))
+        publish(
+            trainer,
+            self.path,
+            lambda: pictures(images[:n], captions, title, data.mean, data.std),
+        )

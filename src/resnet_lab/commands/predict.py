@@ -4,43 +4,26 @@ import argparse
 import csv
 import json
 import math
-import os
 import sys
 import warnings
-from collections import deque
-from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
-from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple, TextIO
+from typing import TYPE_CHECKING, Any, TextIO
 
 import numpy as np
-from PIL import Image
 
 from resnet_lab.commands import add_run, describe, refuse_existing
 from resnet_lab.config.errors import UserError
-from resnet_lab.data.decode import (
-    EXTENSIONS,
-    evaluation_zoom,
-    fit,
-    in_turn,
-    open_image,
-    reason,
-    to_rgb,
-)
+from resnet_lab.data.decode import evaluation_zoom
 from resnet_lab.data.statistics import evenly_spaced
 from resnet_lab.files import printable
 
 if TYPE_CHECKING:
-    import torch
-
     from resnet_lab.charts import Tile
-    from resnet_lab.run.load import Finished
+    from resnet_lab.run.predict import Labels, Picture
 
-BATCH = 64
 MOST_IN_GRID = 48
-THUMBNAIL = 240  # pixels of the longer side, in the grid
 
 
 def add(parser: argparse.ArgumentParser) -> None:
@@ -72,19 +55,6 @@ def add(parser: argparse.ArgumentParser) -> None:
     )
 
 
-class Picture(NamedTuple):
-    """A file, decoded: or, where it could not be, the reason in one line."""
-
-    path: Path
-    pixels: np.ndarray | None = None  # uint8 [image_size, image_size, 3], what the net is fed
-    thumbnail: Image.Image | None = None  # all of it, for the grid
-    error: str | None = None
-
-
-# The likeliest labels with their probabilities, the likeliest first.
-Labels = list[tuple[str, float]]
-
-
 def run(options: argparse.Namespace) -> int:
     """A row goes out as soon as it is known, so that memory does not grow with their number.
 
@@ -100,6 +70,7 @@ def run(options: argparse.Namespace) -> int:
     from resnet_lab.data.cache import progress
     from resnet_lab.run import machine
     from resnet_lab.run.load import load_run
+    from resnet_lab.run.predict import decoded, find, labelled
 
     device = machine.named(options.device)
     on_cpu = ["trainer.accelerator=cpu"] if device.type == "cpu" else []
@@ -115,7 +86,7 @@ def run(options: argparse.Namespace) -> int:
         stack.enter_context(warnings.catch_warnings())
         warnings.filterwarnings("ignore", module="PIL")  # serious faults are raised
         pictures = decoded(files, run.cfg.data.image_size, shown)
-        answers = _labelled(run, device, pictures, top_k)
+        answers = labelled(run, device, pictures, top_k)
         if options.out is not None or not sys.stdout.isatty():  # on a terminal the rows show it
             answers = progress(answers, len(files), f"{len(files):,} images")
         file = sys.stdout if options.out is None else stack.enter_context(_create(options.out))
@@ -133,78 +104,6 @@ def run(options: argparse.Namespace) -> int:
     return 1 if failed else 0
 
 
-def find(path: Path) -> Iterator[Path]:
-    """The file itself, or the images below a folder, sorted; what is hidden is left out."""
-    if not path.is_dir():
-        yield path
-        return
-    none = True
-    for folder, inside, names in os.walk(path):
-        inside[:] = sorted(name for name in inside if not name.startswith("."))
-        for name in sorted(names):
-            if name.lower().endswith(EXTENSIONS) and not name.startswith("."):
-                none = False
-                yield Path(folder, name)
-    if none:
-        raise UserError(f"{path} holds no image ({' '.join(EXTENSIONS)}).")
-
-
-def decoded(files: Iterable[Path], size: int, shown: set[int]) -> Iterator[Picture]:
-    """The files in their order, read by threads that are never far ahead."""
-    with ThreadPoolExecutor(max_workers=min(8, os.cpu_count() or 1)) as pool:
-        ahead: deque[Future[Picture]] = deque()
-        try:
-            for number, path in enumerate(files):
-                ahead.append(pool.submit(_decode, path, size, number in shown))
-                if len(ahead) > 2 * BATCH:
-                    yield ahead.popleft().result()
-            while ahead:
-                yield ahead.popleft().result()
-        finally:
-            pool.shutdown(cancel_futures=True)  # after Ctrl-C nobody waits for the others
-
-
-def _decode(path: Path, size: int, show: bool) -> Picture:
-    try:
-        with open_image(path) as image:
-            pixels = np.asarray(fit(image, size, evaluation_zoom(size)))
-        if not show:
-            return Picture(path, pixels)
-        with open_image(path) as image:
-            image.draft(None, (THUMBNAIL, THUMBNAIL))
-            with in_turn(image):
-                thumbnail = to_rgb(image)
-                thumbnail.thumbnail((THUMBNAIL, THUMBNAIL))
-        return Picture(path, pixels, thumbnail)
-    except Exception as error:  # of a damaged file Pillow's plugins raise anything
-        return Picture(path, error=reason(error))
-
-
-def _labelled(
-    run: "Finished", device: "torch.device", pictures: Iterable[Picture], top_k: int
-) -> Iterator[tuple[Picture, Labels]]:
-    import torch
-
-    from resnet_lab.data.augment import normalise, scale_and_shift
-
-    net = run.net.to(device)
-    scale, shift = scale_and_shift(run.cfg.data.mean, run.cfg.data.std, device)
-    pictures = iter(pictures)
-    while batch := list(islice(pictures, BATCH)):
-        answers: Iterator[Labels] = iter(())
-        if pixels := [picture.pixels for picture in batch if picture.pixels is not None]:
-            images = torch.from_numpy(np.stack(pixels)).to(device)
-            with torch.inference_mode():
-                probabilities = net(normalise(images, scale, shift)).softmax(dim=1)
-            values, indices = (part.tolist() for part in probabilities.topk(top_k, dim=1))
-            answers = (
-                [(run.class_names[i], value) for i, value in zip(*row, strict=True)]
-                for row in zip(indices, values, strict=True)
-            )
-        for picture in batch:
-            yield picture, [] if picture.pixels is None else next(answers)
-
-
 def _create(path: Path) -> TextIO:
     path.parent.mkdir(parents=True, exist_ok=True)
     # A file name that is no UTF-8 is written as the bytes that it is.
@@ -212,7 +111,7 @@ def _create(path: Path) -> TextIO:
 
 
 @contextmanager
-def _rows(file: TextIO, kind: str, top_k: int) -> Iterator[Callable[[Picture, Labels], None]]:
+def _rows(file: TextIO, kind: str, top_k: int) -> Iterator[Callable[["Picture", "Labels"], None]]:
     """A function that writes one row; what surrounds the rows is written on the way in and out."""
     if kind == "csv":
         writer = csv.writer(file, lineterminator="\n")
@@ -220,7 +119,7 @@ def _rows(file: TextIO, kind: str, top_k: int) -> Iterator[Callable[[Picture, La
         titles = [f"{what}_{place}" for place in places for what in ("label", "probability")]
         writer.writerow(["file", *titles, "error"])
 
-        def write_csv(picture: Picture, labels: Labels) -> None:
+        def write_csv(picture: "Picture", labels: "Labels") -> None:
             cells = [cell for label, p in labels for cell in (label, f"{p:.6f}")]
             writer.writerow([picture.path, *(cells or [""] * 2 * top_k), picture.error or ""])
 
@@ -229,7 +128,7 @@ def _rows(file: TextIO, kind: str, top_k: int) -> Iterator[Callable[[Picture, La
 
     separator = "[\n"
 
-    def write_json(picture: Picture, labels: Labels) -> None:
+    def write_json(picture: "Picture", labels: "Labels") -> None:
         nonlocal separator
         row: dict[str, Any] = {"file": str(picture.path)}
         if picture.error is None:
@@ -245,7 +144,7 @@ def _rows(file: TextIO, kind: str, top_k: int) -> Iterator[Callable[[Picture, La
         file.write("\n]\n")
 
 
-def _tile(picture: Picture, labels: Labels, class_names: list[str]) -> "Tile":
+def _tile(picture: "Picture", labels: "Labels", class_names: list[str]) -> "Tile":
     from resnet_lab.charts import Tile, shortened
 
     name = shortened(printable(picture.path.name), 24)

@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from lightning.pytorch import LightningDataModule
 from lightning.pytorch.utilities import rank_zero_only
+from PIL import Image
 from torch import Tensor
 
 from resnet_lab.config.errors import UserError
@@ -34,6 +35,7 @@ from resnet_lab.data.statistics import channel_statistics, evenly_spaced
 
 log = logging.getLogger(__name__)
 
+SPLITS = ("train", "val", "test")
 SMALLEST = 8  # pixels a side, as the rule of data.image_size has it
 MOST_IN_EVALUATION = 256  # images in a device's batch: no gradients, but the last ones are padding
 RESIDENT_SHARE = 0.2  # of a GPU's free memory that a split may take to lie there for good
@@ -379,6 +381,35 @@ class ImageDataModule(LightningDataModule):
         if augmentation.mixing:
             images, labels = augmentation.mix(images, labels, draws, self.num_classes)
         return self._as_weights(images), labels
+
+    def show(self, split: str = "train", count: int = 32) -> Image.Image:
+        """A picture of the split's first batch as the net gets it: of "train" augmented. Only the
+        normalisation is undone.
+
+        Args:
+            split: "train", "val" or "test".
+            count: how many images of it.
+        """
+        if split not in SPLITS:
+            raise UserError(f"there is no split {split}; take one of {', '.join(SPLITS)}.")
+        from resnet_lab.charts import render
+        from resnet_lab.data.pictures import caption, pictures
+
+        self.setup("test" if split == "test" else "fit")
+        if not len(self._indices[split]):
+            raise UserError(f"these data have no {split} images.")
+        loader = self.train_dataloader() if split == "train" else self.eval_dataloader(split)
+        try:
+            images, targets = self.prepare(next(iter(loader)))
+        finally:
+            loader.close()
+        if targets.ndim == 1:  # rows that stand in come last
+            count = min(count, int((targets >= 0).sum()))
+        images, targets = images[:count], targets[:count]
+        captions = [caption(target, self.class_names) for target in targets]
+        title = f"{split} images, as the net gets them"
+        pixels = render(lambda: pictures(images, captions, title, self.mean, self.std))
+        return Image.fromarray(pixels)
 
     def side_at(self, epoch: int) -> int:
         """The side in pixels of an epoch's training images; epochs count from 0."""
