@@ -6,19 +6,22 @@ import json
 import math
 import re
 import shutil
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from html import unescape
 from pathlib import Path
+from statistics import fmean, stdev
 from typing import Any
 from urllib.parse import unquote
 
 import pytest
 import yaml
-from lab import CLI, without_torch
+from lab import CLI, board, without_torch
+from tensorboard.plugins.custom_scalar.layout_pb2 import Layout
 
 from resnet_lab.cli import main
 from resnet_lab.report import tensorboard
 from resnet_lab.report.compose import compose
+from resnet_lab.report.mean_runs import MeanRuns
 from resnet_lab.report.runs import Run, Study, epochs, read, reference
 from resnet_lab.report.stats import (
     binomial,
@@ -747,9 +750,10 @@ def test_tensorboard_opens_on_the_one_folder(whole, monkeypatch, tmp_path):
     started: list[list[str]] = []
     boards: list[str] = []
 
-    def serve(arguments: list[str], path: Path, folder: Path) -> int:
+    def serve(arguments: list[str], update: Callable[[], None]) -> int:
         started.append(arguments)
-        tensorboard._link(path, folder)  # as it does again and again
+        update()  # as it does again and again
+        folder = Path(arguments[arguments.index("--logdir") + 1])
         boards.extend(sorted(link.name for link in folder.iterdir()))
         return 0
 
@@ -762,6 +766,41 @@ def test_tensorboard_opens_on_the_one_folder(whole, monkeypatch, tmp_path):
     assert boards == [run.name for run in runs[:2]]
     with pytest.raises(ValueError, match="is no run and no sweep"):
         tensorboard.open_board(tmp_path)
+
+
+def test_the_board_has_the_mean_over_seeds_as_soon_as_all_have_an_epoch(tmp_path):
+    sweep, folder = make_sweep(tmp_path / "sweep", shortcuts="AB"), tmp_path / "board"
+    running = sweep / "model=resnet20,shortcut=A,seed=2"
+    lines = (running / "metrics.csv").read_text().splitlines(keepends=True)
+    (running / "metrics.csv").write_text("".join(lines[:-2]))
+    means = MeanRuns(sweep, folder)
+    means.write()
+    place = folder / "mean of 3, model=resnet20,shortcut=A"
+    assert board(place / "val").Scalars("accuracy")[-1].step == 3
+    (running / "metrics.csv").write_text("".join(lines))
+    means.write()
+    means.close()
+
+    names = {path.name for path in folder.iterdir()}
+    assert names == {f"mean of 3, model={m},shortcut={s}" for m in DEPTHS for s in "AB"}
+    events = board(place / "val")
+    runs = [path for path in sweep.iterdir() if path.name.startswith("model=resnet20,shortcut=A")]
+    for epoch, event in enumerate(events.Scalars("accuracy"), 1):
+        values = [epochs(run)[0][epoch]["val/acc"] for run in runs]
+        assert event.step == epoch
+        assert event.value == pytest.approx(fmean(values))
+        below, above = (
+            events.Scalars(f"accuracy_band/{side}")[epoch - 1].value
+            for side in ("minus_sd", "plus_sd")
+        )
+        assert above - below == pytest.approx(2 * stdev(values), abs=1e-6)
+    assert len(events.Scalars("accuracy")) == 5
+    (layout,) = events.Tensors("custom_scalars__config__")
+    parsed = Layout.FromString(layout.tensor_proto.string_val[0])
+    (series,) = parsed.category[0].chart[0].margin.series
+    assert {series.value, series.lower, series.upper} <= set(events.Tags()["scalars"])
+    with pytest.raises(ValueError, match="is one run"):
+        tensorboard.open_board(running, mean=True)
 
 
 @pytest.mark.slow

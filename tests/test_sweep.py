@@ -348,6 +348,7 @@ def test_bad_jobs_are_named_the_others_go_on_and_the_next_run_does_what_is_left(
     assert "best by validation: how=finish,seed=2   val 0.7000, test 0.7000" in done.stdout
     assert "started     how=raise,seed=0" in done.stdout
     record = json.loads((bench.sweep / "sweep.json").read_text())
+    assert record["started"] < record["updated"]
     assert (record["name"], record["keys"]) == ("s", ["how", "seed"])
     assert "+how=finish,raise,exit,kill" in record["command"]
     assert not alive(bench.seen("how=kill,seed=0")["peer"])  # nor what it had started

@@ -12,11 +12,18 @@ from rich.console import Console
 
 for _stream in (sys.stdout, sys.stderr):
     # A terminal of another encoding shows what it has no letter for as \xe9.
-    if "utf" not in (getattr(_stream, "encoding", None) or "utf"):
-        _stream.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]
+    if "utf" not in (getattr(_stream, "encoding", None) or "utf").lower():
+        with suppress(AttributeError):  # a stream of a notebook's has no such method
+            _stream.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]
 
-# In a notebook lines are lines, too, and not a box of HTML each.
-console = Console(highlight=False, markup=False, force_jupyter=False)
+# A notebook's stream says that it is a terminal, and is none; its lines stay plain text.
+NOTEBOOK = type(sys.stdout).__module__.startswith("ipykernel")
+console = Console(
+    highlight=False,
+    markup=False,
+    force_jupyter=False,
+    force_terminal=False if NOTEBOOK else None,
+)
 if not console.is_terminal:
     console.width = 400  # a file has room: no name in a table is cut off
 

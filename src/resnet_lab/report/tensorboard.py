@@ -4,6 +4,7 @@ import os
 import subprocess
 import sys
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
 
 from resnet_lab.config.errors import UserError
@@ -14,8 +15,11 @@ from resnet_lab.screen import console
 LINK_SECONDS = 5.0  # new runs of a sweep appear on the board after so long
 
 
-def open_board(path: Path, port: int = 6006) -> int:
+def open_board(path: Path, port: int = 6006, mean: bool = False) -> int:
     """Run TensorBoard on `path`, for this machine alone, until it ends; returns its exit status.
+
+    Args:
+        mean: of a sweep, add a run for each setting with the mean over its repeats.
 
     Raises:
         UserError: `path` is neither a run nor a sweep, TensorBoard is missing, or it fails.
@@ -24,6 +28,8 @@ def open_board(path: Path, port: int = 6006) -> int:
         raise UserError(
             f"{path} is no run and no sweep: name a folder such as outputs/sweeps/NAME."
         )
+    if mean and not is_sweep(path):
+        raise UserError(f"{path} is one run: --mean is over the repeats of a sweep's settings.")
     # The one of this environment, whether or not it is activated.
     program = Path(sys.executable).with_name("tensorboard")
     if not program.exists():
@@ -32,10 +38,28 @@ def open_board(path: Path, port: int = 6006) -> int:
             "tensorboard."
         )
     with tempfile.TemporaryDirectory(prefix="resnet-lab-") as folder:
-        _link(path, Path(folder))
+        update = _Runs(path, Path(folder), mean)
         place = ["--logdir", folder, "--host", "localhost", "--port", str(port)]
         console.print(f"http://localhost:{port}   (Ctrl-C ends it)")
-        return _serve([str(program), "--load_fast", "false", *place], path, Path(folder))
+        return _serve([str(program), "--load_fast", "false", *place], update)
+
+
+class _Runs:
+    """What is on the board; called again and again, it adds what is new."""
+
+    def __init__(self, path: Path, folder: Path, mean: bool) -> None:
+        self.path, self.folder = path, folder
+        self.means = None
+        if mean:
+            from resnet_lab.report.mean_runs import MeanRuns  # imports TensorBoard
+
+            self.means = MeanRuns(path, folder)
+        self()
+
+    def __call__(self) -> None:
+        _link(self.path, self.folder)
+        if self.means is not None:
+            self.means.write()
 
 
 def _link(path: Path, folder: Path) -> None:
@@ -47,8 +71,8 @@ def _link(path: Path, folder: Path) -> None:
             link.symlink_to(board.resolve(), target_is_directory=True)
 
 
-def _serve(arguments: list[str], path: Path, folder: Path) -> int:
-    """Run TensorBoard without its remarks on TensorFlow; new runs are linked as they appear."""
+def _serve(arguments: list[str], update: Callable[[], None]) -> int:
+    """Run TensorBoard without its remarks on TensorFlow; `update` is called every few seconds."""
     quiet = {**os.environ, "TF_CPP_MIN_LOG_LEVEL": "3"}
     with (
         tempfile.TemporaryFile("w+") as errors,
@@ -59,7 +83,7 @@ def _serve(arguments: list[str], path: Path, folder: Path) -> int:
                 try:
                     board.wait(LINK_SECONDS)
                 except subprocess.TimeoutExpired:
-                    _link(path, folder)
+                    update()
         except KeyboardInterrupt:
             board.terminate()
             return 0

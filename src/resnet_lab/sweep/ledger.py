@@ -381,10 +381,13 @@ def write_sweep(
     keys: list[str],
     records: list[JobRecord],
     search: dict[str, Any] | None = None,
+    *,
+    began: str,
 ) -> None:
     """Write `sweep.json`: these jobs, after those of `previous` that are not among them.
 
     Args:
+        began: when this command began, which is when the sweep did where there is no `previous`.
         search: the description of a search; see `search.describe`.
     """
     here = {record.name for record in records}
@@ -392,7 +395,7 @@ def write_sweep(
     content = {
         "name": folder.name,
         "command": command(),
-        "started": previous["started"] if previous else now(),
+        "started": previous["started"] if previous else began,
         "updated": now(),
         "keys": keys,
         **({"search": search} if search else {}),

@@ -14,6 +14,7 @@ from collections.abc import Iterator, Sequence, Set
 from pathlib import Path
 from typing import Self
 
+from resnet_lab.config.errors import UserError
 from resnet_lab.run.folder import RunFolder, SweepFolder
 from resnet_lab.run.gpu import GIVEN
 from resnet_lab.sweep import ledger
@@ -58,6 +59,11 @@ class Local:
         grace_seconds: float,
         devices: Devices,
     ) -> None:
+        if not hasattr(os, "fork"):
+            raise UserError(
+                "This system cannot fork processes, which a sweep (-m) needs; on Windows run it in "
+                "WSL2, or run its jobs one by one without -m."
+            )
         self.grace_seconds = grace_seconds
         self.devices = devices
         self.lost: str | None = None

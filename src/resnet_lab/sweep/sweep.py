@@ -36,6 +36,7 @@ class Sweep:
     def __init__(self, master: DictConfig, source: Source, executor: Executor) -> None:
         self.master, self.source, self.executor = master, source, executor
         self.folder = Path(master.hydra.sweep.dir)
+        self._began = ledger.now()
 
     def run(self) -> None:
         """Lock the folder, run the jobs, and print the closing table.
@@ -61,9 +62,8 @@ class Sweep:
 
     def _save(self) -> None:
         source = self.source
-        ledger.write_sweep(
-            self.folder, source.previous, source.keys, source.records, source.description
-        )
+        jobs = source.previous, source.keys, source.records, source.description
+        ledger.write_sweep(self.folder, *jobs, began=self._began)
 
     def _run_jobs(self, lock: int) -> int:
         source, options = self.source, self.master.sweep
