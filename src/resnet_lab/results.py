@@ -353,9 +353,10 @@ def table(*folders: str | Path, columns: Sequence[str] = ()) -> "pd.DataFrame":
     rows = []
     for run in Catalogue(paths).read():
         found = row(run, Path.cwd())
-        found.pop("size", None)
+        for name in ("path", "size"):
+            found.pop(name, None)
         asked = columns_of_config(run) if columns else {}
-        typed = dict(run.settings)
+        typed = {key: _number(value) for key, value in run.settings.items()}
         rows.append(
             {"name": found.pop("name")}
             | typed
@@ -364,3 +365,13 @@ def table(*folders: str | Path, columns: Sequence[str] = ()) -> "pd.DataFrame":
             | {"folder": str(run.folder)}
         )
     return pd.DataFrame(rows)
+
+
+def _number(text: str) -> int | float | str:
+    """A typed value as a number, where it is one."""
+    for kind in (int, float):
+        try:
+            return kind(text)
+        except ValueError:
+            continue
+    return text
