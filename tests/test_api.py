@@ -152,7 +152,7 @@ def test_a_picture_shows_what_is_right(run, monkeypatch):
 @pytest.mark.parametrize(
     ("arguments", "sentence"),
     [
-        (("model=resnet2",), "did you mean resnet20"),
+        (("model=resnet2",), "did you mean model=resnet20"),
         (("optimizer.lr=fast",), "optimizer.lr=fast"),
         (("data.batch_size=-1",), "must be a whole number"),
         (("seed=0,1",), "one value"),
@@ -304,7 +304,7 @@ def test_a_sweep_continues_and_gives_a_table(tmp_path, monkeypatch, capsys):
     assert "shortcut" in sweep._repr_html_()
     with pytest.raises(lab.UserError, match="is a sweep"):
         lab.load(sweep.folder)
-    with pytest.raises(lab.UserError, match="did you mean resnet20"):
+    with pytest.raises(lab.UserError, match="did you mean model=resnet20"):
         lab.sweep("model=resnet2", "seed=0,1")
     assert lab.sweep(*asked, "seed=0,1", sweep={"plan": True}) is None
 

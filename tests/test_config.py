@@ -72,11 +72,11 @@ def test_an_image_folder_must_be_there(config, tmp_path):
 
 
 SLIPS = {
-    "modle=resnet20": "modle: there is no such key; did you mean model? Possible: ",
-    "model=resnet21": "model=resnet21: there is no such choice; did you mean resnet2",
-    "callbacks=[default,emma]": "callbacks=emma: there is no such choice; did you mean ema?",
-    "data.batchsize=64": "data.batchsize: there is no such key; did you mean batch_size?",
-    "optimiser.lr=1": "did you mean optimizer?",
+    "modle=resnet20": "modle=resnet20: there is no such key; did you mean model=resnet20?",
+    "model=resnet21": "model=resnet21: there is no such choice; did you mean model=resnet2",
+    "callbacks=[default,emma]": "no such choice; did you mean 'callbacks=[default,ema]'?",
+    "data.batchsize=64": "there is no such key; did you mean data.batch_size=64?",
+    "optimiser.lr=1": "did you mean optimizer.lr=1?",
     "trainer.devices=abc": "trainer.devices=abc: must be",
     "model.depth=21": "6n+2",
     "data.batch_size=[": "data.batch_size=[: cannot be read",

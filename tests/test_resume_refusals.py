@@ -186,7 +186,7 @@ def test_the_command_line_needs_no_torch_to_refuse_a_resume(run_dir):
     (run_dir / "result.json").write_text('{"status": "finished"}')
     expected = {
         ("seed=4", "model=resnet20"): (1, "leave out seed=4 model=resnet20."),
-        ("data.batchsize=1",): (1, "data.batchsize: there is no such key; did you mean batch"),
+        ("data.batchsize=1",): (1, "there is no such key; did you mean data.batch_size=1?"),
         ("data.workers=1",): (0, "this run is finished"),
         BEGAN: (0, "this run is finished"),
     }

@@ -568,7 +568,7 @@ def test_own_code_is_run_where_the_user_trusts_it(copy, capsys, tmp_path, monkey
 def test_help_and_mistakes_need_no_torch(tmp_path):
     """Of every command: an example in its --help; and a wrong option ends with status 2."""
     names = [path.stem.replace("_", "-") for path in FOLDER.glob("[!_]*.py")]
-    assert len(names) == 9
+    assert len(names) == 17
     listed = without_torch(tmp_path, "--help", script=CLI).stdout
     for name in names:
         assert f"\n    {name}" in listed

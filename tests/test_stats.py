@@ -221,7 +221,7 @@ def test_mistakes_are_one_sentence_before_torch(refused, tmp_path):
     assert refused("stats", "data=imagefolder") == (
         "data.root has no default: give data.root=...\n"
     )
-    assert "did you mean imagefolder?" in refused("stats", "data=imagefoldr")
+    assert "did you mean data=imagefolder?" in refused("stats", "data=imagefoldr")
     assert "there is no folder" in refused("stats", "data=imagefolder", f"data.root={tmp_path}")
     assert "give one value" in refused("stats", "data=digits,cifar10")
 

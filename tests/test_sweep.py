@@ -431,7 +431,7 @@ def test_every_choice_that_does_not_exist_is_named(bench):
     [
         (["seed=0"], "The sweep is empty"),
         (["seed=range(0,0)"], "The sweep is empty"),
-        (["modle=resnet20,resnet32"], "modle: there is no such key; did you mean model?"),
+        (["modle=resnet20,resnet32"], "modle=resnet20,resnet32: there is no such key; did you"),
         (["seed=0,0"], "2 jobs would share the folder seed=0"),
         (["seed=0,1", "sweep.jobs=0"], "sweep.jobs=0: must be 1 or more, or auto"),
         (["seed=0,1", "sweep.name=a/b"], "sweep.name=a/b: must be a name for a folder"),

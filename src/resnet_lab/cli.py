@@ -26,6 +26,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         prog="resnet-lab", description="Train residual networks, and work with what was trained."
     )
+    usage = ""  # of the command that is called
     commands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
     for path in sorted(FOLDER.glob("[!_]*.py")):
         name = path.stem.replace("_", "-")
@@ -34,9 +35,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
             module = import_module(f"resnet_lab.commands.{path.stem}")
             module.add(command)
             command.set_defaults(run=module.run)
+            usage = command.format_usage()
 
     options, rest = parser.parse_known_args(words)
     if rest and (any(word.startswith("-") for word in rest) or "overrides" not in options):
+        if "KEY=VALUE" in usage:
+            from resnet_lab.config.arguments import mistaken_options
+
+            if meant := mistaken_options(words, rest):
+                sys.exit(f"error: {meant}")
         parser.error(f"unrecognized arguments: {' '.join(rest)}")
     if rest:  # argparse takes overrides only in one place, people type them anywhere
         options.overrides += rest

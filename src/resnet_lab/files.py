@@ -64,7 +64,9 @@ def replacing(
 
 
 def sync_folder(folder: Path) -> None:
-    """Bring to the disk which names a folder holds."""
+    """Bring to the disk which names a folder holds; on Windows the system does it alone."""
+    if os.name == "nt":  # where a folder cannot be opened
+        return
     descriptor = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(descriptor)

@@ -1,15 +1,16 @@
 """What a mistake looks like: one message for the user, a traceback for our own bugs."""
 
-import difflib
 import errno
-import itertools
+import io
 import os
 import re
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, redirect_stderr
+from pathlib import Path
+from typing import Any
 
-from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra._internal.utils import get_args_parser
 from hydra.errors import (
     ConfigCompositionException,
     HydraException,
@@ -20,11 +21,29 @@ from hydra.errors import (
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from resnet_lab.config.compose import CONF, VERSION_BASE, at_home
+from resnet_lab.config.arguments import mistaken_options, unreadable
+from resnet_lab.config.compose import HYDRA_1_3, at_home
 from resnet_lab.config.errors import UserError
+from resnet_lab.config.options import add_folder, groups
+from resnet_lab.config.options import choices_of as choices_of
+from resnet_lab.config.suggest import offer as offer
+from resnet_lab.config.suggest import shown, unknown_choice, unknown_key
 
 NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)
 NOT_A_FILE = (errno.EISDIR, errno.ENOTDIR, errno.EACCES, errno.EPERM)
+
+
+def _usage(_root_: DictConfig) -> str:
+    """`${usage:}` in conf/hydra/default.yaml: the text of --help for the config around it."""
+    from resnet_lab.config.usage import usage
+
+    content: Any = OmegaConf.to_container(_root_)
+    choices = content.pop("hydra")["runtime"]["choices"]
+    return usage(content, choices).replace("$", "$$")  # Hydra takes it for a template
+
+
+_register: Any = OmegaConf.register_new_resolver if HYDRA_1_3 else OmegaConf.register_resolver
+_register("usage", _usage, replace=True)
 
 _ours = False  # True while HYDRA_FULL_ERROR is set by composition_errors, not by the user
 
@@ -41,7 +60,7 @@ def composition_errors() -> Iterator[None]:
     With the environment variable HYDRA_FULL_ERROR=1 the traceback comes instead.
     """
     global _ours
-    sys.argv[1:] = at_home(sys.argv[1:])
+    sys.argv[1:] = _in_order(at_home(sys.argv[1:]))
     if full_errors():
         yield
         return
@@ -86,7 +105,7 @@ def sentence(error: BaseException) -> str | None:
     if isinstance(error, MissingConfigException | ConfigCompositionException):
         return _composition_sentence(error)
     if isinstance(error, OverrideParseException):
-        return f"{error.override}: cannot be read; write key=value, with quotes around blanks."
+        return _cannot_be_read(str(error.override))
     if isinstance(error, InstantiationException):
         if not_found := re.match(r"Error locating target '([^']+)'", str(error)):
             return _not_found(not_found[1], error)
@@ -96,6 +115,10 @@ def sentence(error: BaseException) -> str | None:
         return str(error)
     if isinstance(error, HydraException | OmegaConfBaseException):
         return _first_lines(error)
+    if isinstance(error, ValueError) and str(error).startswith("Only one of --"):
+        return f"{error}."
+    if isinstance(error, ValueError) and str(error).startswith("Config group override must be"):
+        return f"{_without_choice(sys.argv[1:])}: a group needs a choice; leave it out."
     if isinstance(error, OSError) and error.errno in (*NO_ROOM, *NOT_A_FILE):
         return cannot_write(error.filename or "a file", error)
     return None
@@ -120,6 +143,17 @@ def _not_found(name: str, error: BaseException) -> str:
     )
 
 
+def _without_choice(words: Sequence[str]) -> str:
+    typed = (w for w in words if re.fullmatch(r"[\w/]+=(null|\d.*|true|false)", w, re.IGNORECASE))
+    return next((shown(w) for w in typed if w.partition("=")[0] in groups()), "a group")
+
+
+def _cannot_be_read(word: str) -> str:
+    if meant := unreadable(word, sys.argv[1:]):
+        return f"{shown(word)}: cannot be read; did you mean {meant}?"
+    return f"{shown(word)}: cannot be read; write key=value, with quotes around blanks."
+
+
 def _first_lines(error: BaseException) -> str:
     # OmegaConf adds lines on its inner types from the second paragraph on.
     lines = [line for line in str(error).splitlines() if "object_type=" not in line]
@@ -127,55 +161,39 @@ def _first_lines(error: BaseException) -> str:
 
 
 def _composition_sentence(error: BaseException) -> str:
-    text = str(error)
+    text, words = str(error), sys.argv[1:]
     # A choice may lie in a folder of its group, as experiment=he2015/resnet20 does.
-    if match := re.search(r"Could not (?:find|load) '((?:hydra/)?[^/']+)/([^']+)'", text):
-        group, wanted = match.groups()
-        return f"{group}={wanted}: there is no such choice; {offer(wanted, choices_of(group))}"
+    if match := re.search(r"Could not (?:find|load) '((?:hydra/)?[^/']+)/([^']*)'", text):
+        return unknown_choice(match[1], match[2], words)
     if match := re.search(r"Could not override '([^']+)'", text):
-        return _unknown_key(match[1])
+        return unknown_key(match[1], words)
+    if match := re.match(r"Ambiguous value for argument '(.+)'\n", text):
+        return (
+            f"{shown(match[1])}: several values make a sweep, so add -m; a list of them is "
+            "key=[first,second]."
+        )
     return _first_lines(error)
 
 
-def choices_of(group: str) -> list[str]:
-    folder = CONF / group
-    return sorted(str(path.relative_to(folder).with_suffix("")) for path in folder.rglob("*.yaml"))
+def _in_order(words: list[str]) -> list[str]:
+    """A command line with its overrides first: argparse takes them in one place alone.
 
-
-def offer(wanted: str, choices: list[str]) -> str:
-    def likeness(choice: str) -> tuple[float, int]:
-        ratio = difflib.SequenceMatcher(None, wanted, choice).ratio()
-        alike = itertools.takewhile(
-            lambda pair: pair[0] == pair[1], zip(wanted, choice, strict=False)
-        )
-        return ratio, len(list(alike))
-
-    close = max(choices, key=likeness)
-    hint = f"did you mean {close}? " if likeness(close)[0] >= 0.6 else ""
-    return f"{hint}Possible: {', '.join(choices)}."
-
-
-def _unknown_key(key: str) -> str:
-    """The sentence for an override of a key that is not there, with the keys that are."""
-    from hydra import compose, initialize_config_dir
-    from hydra.core.global_hydra import GlobalHydra
-
-    GlobalHydra.instance().clear()
-    parser = OverridesParser.create()
-    others = []
-    for override in sys.argv[1:]:
-        if "=" in override and not override.startswith("-"):
-            parsed = parser.parse_overrides([override])[0]
-            if parsed.key_or_group != key and not parsed.is_sweep_override():
-                others.append(override)
-    with initialize_config_dir(str(CONF), **VERSION_BASE):
-        try:
-            cfg = compose("train", overrides=others)
-        except (HydraException, OmegaConfBaseException):
-            cfg = compose("train")  # more than one is wrong: this one first
-    parent, _, last = key.rpartition(".")
-    node = OmegaConf.select(cfg, parent) if parent else cfg
-    if not isinstance(node, DictConfig):
-        return _unknown_key(parent) if parent else f"{key}: there is no such key."
-    keys = sorted(str(k) for k in node if not str(k).startswith("_"))
-    return f"{key}: there is no such key; {offer(last, keys)}"
+    Raises:
+        SystemExit: with a sentence on options that mean a key=value, such as "--lr 0.1".
+    """
+    try:
+        with redirect_stderr(io.StringIO()):
+            parsed, rest = get_args_parser().parse_known_args(words)
+    except SystemExit:
+        return words  # Hydra's parser says what is wrong, or has said --help
+    if parsed.config_dir is not None:
+        add_folder(Path(parsed.config_dir).absolute())
+    if meant := mistaken_options(words, rest):
+        sys.exit(f"error: {meant}")
+    if not rest or any(word.startswith("-") for word in rest):
+        return words
+    overrides = [*parsed.overrides, *rest]
+    options = [*words]
+    for word in overrides:
+        options.remove(word)
+    return [*overrides, *options]

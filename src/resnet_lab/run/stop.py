@@ -13,8 +13,10 @@ from typing import Any
 
 from resnet_lab.run import distributed
 
-# The usual notices, and the exit status that says so. SIGUSR1 announces a preemption.
-STATUS = {signal.SIGTERM: 143, signal.SIGINT: 130, signal.SIGUSR1: 143, signal.SIGHUP: 129}
+# The usual notices, and the exit status that says so. SIGUSR1 announces a preemption. Windows has
+# the first two alone.
+_NOTICES = {"SIGTERM": 143, "SIGINT": 130, "SIGUSR1": 143, "SIGHUP": 129}
+STATUS = {getattr(signal, name): s for name, s in _NOTICES.items() if hasattr(signal, name)}
 TIME_IS_OVER = 124  # as timeout(1) ends
 # torchrun and srun pass on a signal that the cluster has sent to every process, them included.
 ECHO_SECONDS = 3.0
@@ -57,7 +59,8 @@ class Signals:
             return  # Python handles signals in that one alone
         if self._pipe is None:
             self._pipe = os.pipe()
-            os.set_blocking(self._pipe[1], False)
+            if hasattr(os, "set_blocking"):  # not on Windows before Python 3.12
+                os.set_blocking(self._pipe[1], False)
             signal.set_wakeup_fd(self._pipe[1], warn_on_full_buffer=False)
             threading.Thread(target=self._listen, args=self._pipe[:1], daemon=True).start()
         for number in STATUS:
@@ -126,4 +129,5 @@ def spare_worker(worker: int = 0) -> None:
     signal.set_wakeup_fd(-1)
     for number in STATUS:
         signal.signal(number, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, lambda *_: signal.alarm(5))
+    if hasattr(signal, "alarm"):
+        signal.signal(signal.SIGTERM, lambda *_: signal.alarm(5))
