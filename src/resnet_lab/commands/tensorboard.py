@@ -19,8 +19,8 @@ def add(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--mean",
         action="store_true",
-        help="of a sweep: a run more for each setting, the mean over its repeats, with training and "
-        "validation in one chart; its band of a standard deviation is under CUSTOM SCALARS",
+        help="of a sweep: a run more for each setting, the mean over its repeats, with training "
+        "and validation in one chart; a band of a standard deviation is under CUSTOM SCALARS",
     )
 
 

@@ -102,7 +102,7 @@ class MeanRuns:
 
 def _spreads(rows: Sequence[dict[str, float]], split: str) -> dict[str, float]:
     """The mean of each figure of an epoch, and a standard deviation on each side of it."""
-    figures = {}
+    figures: dict[str, float] = {}
     for key, name in FIGURES.items():
         values = [row[f"{split}/{key}"] for row in rows if f"{split}/{key}" in row]
         if len(values) < len(rows):

@@ -55,6 +55,8 @@ class Run:
         reason: a sentence on every state but finished.
         settings: the values of the study's keys, as one types them.
         sweep: the sweep that it belongs to.
+        swept: the keys that this sweep varies.
+        memo: what others have worked out from its files, to be kept with it.
     """
 
     name: str
@@ -64,12 +66,29 @@ class Run:
     settings: dict[str, str] = field(default_factory=dict)
     result: dict[str, Any] = field(default_factory=dict)
     sweep: Path | None = None
+    swept: Sequence[str] = ()
+    memo: dict[str, Any] = field(default_factory=dict, repr=False, compare=False)
 
     @cached_property
     def config(self) -> dict[str, Any]:
         """What config.yaml holds; nothing where it is missing or damaged."""
         config = _yaml(RunFolder(self.folder).config)
         return config if isinstance(config, dict) else {}
+
+    @cached_property
+    def choices(self) -> dict[str, Any]:
+        """The choice of every config group; nothing where Hydra has left none."""
+        return _choices(self.folder / ".hydra" / "hydra.yaml")
+
+    @cached_property
+    def labels(self) -> tuple[list[str], str]:
+        """The tags and the note that people have given it."""
+        return RunFolder(self.folder).read_labels()
+
+    @cached_property
+    def rows(self) -> dict[int, dict[str, float]]:
+        """metrics.csv by epoch; see `epochs`."""
+        return epochs(self.folder)[0]
 
 
 @dataclass
@@ -125,7 +144,7 @@ def read(paths: Sequence[Path]) -> list[Study]:
     search = None
     for path in found:
         if is_sweep(path):
-            sweep, note = _sweep_json(path)
+            sweep, note = read_sweep(path)
             notes += [note] if note else []
             jobs = _jobs(path, sweep)
             if not jobs and len(found) == 1:
@@ -134,7 +153,7 @@ def read(paths: Sequence[Path]) -> list[Study]:
             commands += [sweep["command"]] if sweep.get("command") else []
             search = sweep.get("search") if len(found) == 1 else None
         else:
-            jobs = [_run(path)]
+            jobs = [read_run(path)]
         runs |= {run.folder.resolve(): run for run in jobs}
     chosen = list(runs.values())
     if all(run.state in ("unreadable", "missing", State.WAITING) for run in chosen):
@@ -298,7 +317,7 @@ def gradients(folder: Path) -> dict[int, list[tuple[str, float]]]:
 # ------------------------------------------------------------------ sweeps
 
 
-def _sweep_json(folder: Path) -> tuple[dict[str, Any], str]:
+def read_sweep(folder: Path) -> tuple[dict[str, Any], str]:
     """What sweep.json holds, or nothing and a sentence on why."""
     try:
         sweep = read_json(SweepFolder(folder).record)
@@ -321,16 +340,22 @@ def _texts(content: Any) -> bool:
 
 def _jobs(folder: Path, sweep: dict[str, Any]) -> list[Run]:
     """The jobs that sweep.json lists, and runs that lie there without being listed."""
-    # By name, so that a sweep that was moved is still whole.
-    listed = {folder / Path(job["folder"]).name: job for job in sweep.get("jobs", [])}
-    others = [path for path in sorted(folder.iterdir()) if path not in listed and is_run(path)]
-    jobs = [_run(path, job) for path, job in listed.items()] + [_run(path) for path in others]
+    jobs = [read_run(path, job) for path, job in job_folders(folder, sweep).items()]
     for run in jobs:
         run.sweep = folder
     return jobs
 
 
-def _run(folder: Path, job: dict[str, Any] | None = None) -> Run:
+def job_folders(folder: Path, sweep: dict[str, Any]) -> dict[Path, dict[str, Any] | None]:
+    """The folders of a sweep's jobs with their entries in sweep.json, None for those without."""
+    # By name, so that a sweep that was moved is still whole.
+    jobs = {Path(job["folder"]).name: job for job in sweep.get("jobs", [])}
+    listed = {folder / name: job for name, job in jobs.items() if name not in ("", "..")}
+    others = [path for path in sorted(folder.iterdir()) if path not in listed and is_run(path)]
+    return {**listed, **dict.fromkeys(others)}
+
+
+def read_run(folder: Path, job: dict[str, Any] | None = None) -> Run:
     """A run by its folder, else by its entry in sweep.json."""
     run = Run(printable(folder.resolve().name), folder, "missing")
     run.settings = _typed(job.get("overrides") or []) if job else _typed_in(folder)
@@ -528,7 +553,7 @@ def _configured(run: Run) -> dict[str, str]:
     choices: dict[str, Any] = {
         key: run.result[key] for key in ("model", "data") if key in run.result
     }
-    choices |= _choices(run.folder / ".hydra" / "hydra.yaml")
+    choices |= run.choices
     flat = {
         key: value for key, value in _flat(run.config) if place not in value and not _is_place(key)
     }
@@ -541,6 +566,8 @@ def _choices(path: Path) -> dict[str, Any]:
         match = re.search(r"^    choices:\n((?: {6}.*\n)+)", read_text(path), re.MULTILINE)
         choices = parse_yaml(match[1]) if match else {}
     except (OSError, ValueError, yaml.YAMLError):
+        return {}
+    if not isinstance(choices, dict):
         return {}
     return {key: value for key, value in choices.items() if not str(key).startswith("hydra")}
 

@@ -4,6 +4,7 @@ import itertools
 import logging
 import os
 import sys
+import time
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -14,6 +15,7 @@ from resnet_lab.config.errors import UserError
 from resnet_lab.config.untrusted import read_yaml
 from resnet_lab.files import is_cache_folder, printable, read_json, read_rows, write_json
 from resnet_lab.run import distributed
+from resnet_lab.run.state import State
 from resnet_lab.run.stop import die_with_parent, locks
 
 try:
@@ -23,6 +25,7 @@ except ImportError:  # Windows
 
 log = logging.getLogger(__name__)
 
+TRIES = 3  # to get the lock of a run
 SECTIONS = ("model", "data", "classifier", "optimizer", "scheduler", "trainer")
 # Loggers that write into the run's folder and send nothing to any host.
 LOCAL_LOGGERS = (
@@ -54,6 +57,9 @@ class RunFolder:
         self.curves = self.path / "curves.png"
         self.confusion = self.path / "confusion_matrix.png"
         self.loggers = self.path / "loggers.json"  # the run's ids at servers
+        self.labels = self.path / "labels.json"  # tags and a note, given by people
+        self.patch = self.path / "code.patch"  # what the checkout had changed since its commit
+        self.earlier_patch = self.path / "code-earlier.patch"  # of the process before a resume
         # Of a job of a sweep:
         self.job = self.path / "sweep_job.json"
         self.console = self.path / "console.log"
@@ -96,6 +102,16 @@ class RunFolder:
     def read_job(self) -> dict[str, Any]:
         """What sweep_job.json holds; nothing in a run of no sweep."""
         return _mapping(self.job)
+
+    def read_labels(self) -> tuple[list[str], str]:
+        """The tags and the note of labels.json."""
+        content = _mapping(self.labels)
+        tags, note = content.get("tags"), content.get("note")
+        texts = [tag for tag in tags if isinstance(tag, str)] if isinstance(tags, list) else []
+        return texts, note if isinstance(note, str) else ""
+
+    def write_labels(self, tags: Collection[str], note: str) -> None:
+        write_json(self.labels, {"tags": list(tags), "note": note})
 
     def validation(self, epoch: int) -> dict[str, float]:
         """The validation figures of one epoch (from 1 on) in metrics.csv, if they can be read."""
@@ -186,7 +202,14 @@ class RunFolder:
         self.path.mkdir(parents=True, exist_ok=True)
         descriptor = os.open(self.path, os.O_RDONLY)
         try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            for attempt in range(TRIES):
+                try:
+                    fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                    break
+                except BlockingIOError:
+                    if attempt == TRIES - 1:
+                        raise
+                    time.sleep(0.05)  # `is_held` is perhaps just asking
         except BlockingIOError as error:
             os.close(descriptor)
             raise UserError(
@@ -237,6 +260,43 @@ class SweepFolder:
         self.config = self.path / "multirun.yaml"
         self.lock = self.path / ".lock"
         self.server_log = self.path / ".server.log"
+
+
+def in_progress(folder: RunFolder) -> bool:
+    """Whether a process trains in this folder.
+
+    Its lock says so. A job of SLURM may run on another machine, whose locks are not seen, and some
+    file systems have none: there result.json is believed, also where it was killed.
+    """
+    held = is_held(folder.path)
+    if held is None or (not held and folder.slurm_job.exists()):
+        return bool(folder.read_result().get("status") == State.RUNNING)
+    return held
+
+
+def sweep_in_progress(folder: SweepFolder) -> bool:
+    """Whether a process leads this sweep, on this machine."""
+    return bool(is_held(folder.lock))
+
+
+def is_held(path: Path) -> bool | None:
+    """Whether a process holds the lock of a folder or file; None: it cannot be told here."""
+    if fcntl is None:
+        return None
+    try:
+        descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
+    except OSError:
+        return None if path.exists() else False
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    except OSError:
+        return None
+    else:
+        return False
+    finally:
+        os.close(descriptor)
 
 
 def _mapping(path: Path) -> dict[str, Any]:

@@ -3,7 +3,6 @@
 import logging
 import platform
 import shlex
-import subprocess
 import sys
 import time
 from datetime import UTC, datetime
@@ -21,8 +20,10 @@ from resnet_lab.callbacks.compile_net import CompileNet
 from resnet_lab.callbacks.confusion_matrix import ConfusionMatrix
 from resnet_lab.callbacks.epoch_log import EpochLog
 from resnet_lab.callbacks.last_checkpoint import LastCheckpoint
-from resnet_lab.config.compose import ABSENT, APP, flat, moved, pasted, typed
-from resnet_lab.files import write_text
+from resnet_lab.config.compose import ABSENT, flat, moved, pasted, typed
+from resnet_lab.data.identity import identity
+from resnet_lab.files import read_text, replacing, write_text
+from resnet_lab.run import checkout
 from resnet_lab.run.build import Parts
 from resnet_lab.run.folder import RunFolder, program, shown
 from resnet_lab.run.machine import arithmetic, device_name, usable
@@ -154,6 +155,7 @@ class Record:
             self._show_changes()
         write_text(self.folder.config, text)
         self.folder.write_result(self.result)
+        self._write_patch()
         for name, value in self._header().items():
             log.info(f"{name:<12}{value}")
         if not (self._callback(LastCheckpoint) or cfg.trainer.fast_dev_run):
@@ -174,6 +176,21 @@ class Record:
                 f"least {FEW_FOR_BATCHNORM} images (data.batch_size), or the net another norm "
                 "(model.norm=group)."
             )
+
+    def _write_patch(self) -> None:
+        """Leave what the checkout has changed since its commit; of a resumed run the latest, as the
+        commit is, and an earlier one beside it."""
+        path, earlier = self.folder.patch, self.folder.earlier_patch
+        try:
+            patch = checkout.patch()
+            before = read_text(path) if path.exists() else ""
+            if patch and patch != before:
+                with replacing(path, keep=earlier) as file:
+                    file.write(patch)
+            elif before and not patch:
+                path.replace(earlier)
+        except (OSError, ValueError) as error:
+            log.warning(f"{path} cannot be written ({error})")
 
     def _show_changes(self) -> None:
         before = self.folder.read_config()
@@ -262,6 +279,7 @@ def describe(parts: Parts) -> dict[str, Any]:
         "n_train": data.n_train,
         "n_val": data.n_val,
         "n_test": data.n_test,
+        "data_identity": identity(data.source),
         "seed": cfg.seed,
         "batch_size": cfg.data.batch_size,
         "devices": trainer.world_size,
@@ -269,7 +287,7 @@ def describe(parts: Parts) -> dict[str, Any]:
         "device_name": device_name(trainer.strategy.root_device),
         "started": datetime.now(UTC).isoformat(timespec="seconds"),
         "command": shlex.join([*program(), *sys.argv[1:]]),
-        "git_commit": _git_commit(),
+        "git_commit": checkout.commit(),
         "versions": {
             "python": platform.python_version(),
             **{
@@ -278,23 +296,6 @@ def describe(parts: Parts) -> dict[str, Any]:
             },
         },
     }
-
-
-def _git_commit() -> str | None:
-    """The commit of this checkout, "-dirty" where it was changed; None for an installed package."""
-    describe = ["describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
-    answers = []
-    for command in (["rev-parse", "--show-toplevel"], describe):
-        try:
-            done = subprocess.run(
-                ["git", *command], cwd=APP, capture_output=True, text=True, timeout=10
-            )
-        except (OSError, subprocess.TimeoutExpired):
-            return None
-        answers.append(done.stdout.strip())
-    top, commit = answers
-    # An environment may lie in the checkout of something else.
-    return commit or None if top and Path(top).resolve() == APP.resolve() else None
 
 
 def trains_batchnorm(net: nn.Module) -> bool:
