@@ -10,7 +10,7 @@ from typing import Any
 
 import hydra
 import pytest
-from lab import CONF, QUICK, read_result, train_here, train_py
+from lab import CONF, QUICK, read_result, slow_except, train_here, train_py
 from omegaconf import OmegaConf
 
 from resnet_lab.config.compose import VERSION_BASE
@@ -66,7 +66,7 @@ GRIDS = {
 }
 
 
-@pytest.mark.parametrize("name", ABLATIONS)
+@pytest.mark.parametrize("name", slow_except(("depth", "batch_size"), ABLATIONS))
 def test_an_ablation_alone_is_the_whole_grid(name):
     sweep = planned(f"experiment=ablation/{name}")
     assert list(sweep.jobs) == GRIDS[name]

@@ -12,7 +12,18 @@ import numpy as np
 import pytest
 import rich
 import torch
-from lab import EXACT, QUICK, board, composed, read_csv, read_result, train_here, train_py, weights
+from lab import (
+    EXACT,
+    QUICK,
+    board,
+    composed,
+    read_csv,
+    read_result,
+    slow_except,
+    train_here,
+    train_py,
+    weights,
+)
 from lightning.pytorch import Callback
 from PIL import Image
 from rich.console import Console
@@ -120,7 +131,7 @@ def test_a_class_without_test_images_has_no_accuracy(tmp_path):
     ]
 
 
-@pytest.mark.parametrize("n", [20, 21, 100, 101])
+@pytest.mark.parametrize("n", [20, 101, *slow_except((), [21, 100])])
 def test_a_confusion_matrix_can_be_read_at_any_size(n):
     names = [f"a class with a long name, {i}" for i in range(n)]
     figure = confusion_matrix.draw(np.full((n, n), 1234), names)
@@ -183,7 +194,7 @@ def test_no_mistake_no_picture(config, monkeypatch):
 # ------------------------------------------------------------------ gradients
 
 
-@pytest.mark.parametrize("batches", [1, 2])
+@pytest.mark.parametrize("batches", slow_except((2,), (1, 2)))
 def test_gradient_norms_before_training_are_those_of_the_first_batch(config, batches):
     cfg = config(
         *QUICK,
@@ -369,7 +380,7 @@ def test_early_stopping_needs_validation(config):
 # ------------------------------------------------------------------ terminal, board, tables
 
 
-@pytest.mark.parametrize("terminal", [True, False])
+@pytest.mark.parametrize("terminal", slow_except((True,), (True, False)))
 def test_the_bar_is_for_terminals_and_stays_below_the_log(
     tmp_path, shared_cache, terminal, monkeypatch
 ):

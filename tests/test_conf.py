@@ -36,7 +36,11 @@ OPTIM = {
 MODELS = choices("model")
 
 
-@pytest.mark.parametrize("name", slow_except(set(MODELS) - {"resnet1202", "preresnet1001"}, MODELS))
+# One of each kind; those that differ in their depth are built by `make test-slow`.
+KINDS = {"resnet20", "cifar_resnet", "resnet", "resnet50d", "preresnet18", "pretrained"}
+
+
+@pytest.mark.parametrize("name", slow_except(KINDS, MODELS))
 def test_model(config, name):
     with torch.device("meta"):  # shapes without numbers: resnet1202 in no time
         cfg = config(f"model={name}")
@@ -70,7 +74,7 @@ def test_data_keys_are_the_arguments_of_the_data_module(config):
     assert keys == set(inspect.signature(type(module)).parameters)
 
 
-@pytest.mark.parametrize("name", choices("optimizer"))
+@pytest.mark.parametrize("name", slow_except(("sgd", "adamw", "sam"), choices("optimizer")))
 def test_optimizer(config, name):
     if name in OPTIM:
         pytest.importorskip(OPTIM[name], reason="the extra [optim] is not installed")
@@ -89,7 +93,7 @@ def test_scheduler(config, name):
     assert isinstance(make(optimizer, 100, 10), torch.optim.lr_scheduler.LRScheduler)
 
 
-@pytest.mark.parametrize("name", choices("callbacks"))
+@pytest.mark.parametrize("name", slow_except(("default", "pictures", "ema"), choices("callbacks")))
 def test_callbacks(config, name):
     callbacks = config(f"callbacks=[{name}]").callbacks
     assert callbacks
@@ -178,17 +182,27 @@ def test_options_of_lightnings_trainer_are_taken(config, monkeypatch, tmp_path):
 # ------------------------------------------------------------------ experiments
 
 
-BUILT = [name for name in choices("experiment") if not re.search(r"(\d\d|vgg16)$", name)]
+BUILT = {
+    "cifar10_short",
+    "he2015/recipe",
+    "rsb/a3",
+    "textbook_cnn",
+    "small_folder",
+    "overfit_one_batch",
+}
 
 
-@pytest.mark.parametrize("name", choices("experiment"))
+CHECKED = {"cifar10_short", "he2015/resnet20", "rsb/a1", "strong/resnet18", "small_folder"}
+
+
+# make test-slow, and .ci/run with it, checks all.
+@pytest.mark.parametrize("name", slow_except(CHECKED, choices("experiment")))
 def test_the_check_passes_every_experiment(config, name):
     cfg = config(f"experiment={name}")
     cfg.data.source, cfg.data.root = config().data.source, None  # a folder must be there
     check(cfg)
 
 
-# Nets that differ in their depth from another experiment's are built by `make test-slow`.
 @pytest.mark.parametrize("name", slow_except(BUILT, choices("experiment")))
 def test_experiment(config, name):
     cfg = config(f"experiment={name}")
@@ -286,6 +300,7 @@ def test_a_published_figure_is_in_percent_has_its_source_and_stands_once(config,
     assert runs.reference(run_folder(tmp_path / "run", cfg, "imagefolder")) is None
 
 
+@pytest.mark.slow
 def test_an_experiment_with_no_published_figure_inherits_none(config):
     others = set(choices("experiment")) - set(PUBLISHED)
     assert [name for name in others if config(f"experiment={name}").reference] == []

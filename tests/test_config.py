@@ -120,6 +120,7 @@ def test_a_folder_named_by_the_user_must_not_hold_a_run(tmp_path):
         RunFolder(tmp_path / "mine").claim(named=True)
 
 
+@pytest.mark.slow
 def test_every_rule_names_a_key_that_some_config_has(config):
     chosen = [f"{group}={c}" for group in ("optimizer", "scheduler") for c in choices(group)]
     seen = set()

@@ -128,6 +128,7 @@ def test_accumulated_batches_are_one_step(find_lr, monkeypatch):
     assert losses == pytest.approx(np.reshape(batches, (20, 2)).sum(axis=1), rel=1e-5)
 
 
+@pytest.mark.slow
 def test_ends_when_the_loss_explodes(find_lr):
     curve = rows(find_lr(1e-4, 1e4, 60, "model.norm=none"))
     assert len(curve) < 60

@@ -323,10 +323,22 @@ def test_jobs_of_different_lengths_are_refused(config):
     ("arguments", "sentence"),
     [
         (["sweep.halving=1"], "sweep.halving=1: must be a number of 2 or more, or null"),
-        (["sweep.halving=three"], "sweep.halving=three: must be a number of 2 or more"),
-        (["sweep.halving=2,3"], "sweep.halving: belongs to the sweep as a whole"),
+        pytest.param(
+            ["sweep.halving=three"],
+            "sweep.halving=three: must be a number of 2 or more",
+            marks=pytest.mark.slow,
+        ),
+        pytest.param(
+            ["sweep.halving=2,3"],
+            "sweep.halving: belongs to the sweep as a whole",
+            marks=pytest.mark.slow,
+        ),
         (["sweep.halving=3", "data.val_size=0"], "sweep.halving: chooses by validation"),
-        (["sweep.halving=3", "hydra/sweeper=optuna"], "sweep.halving: is for grids"),
+        pytest.param(
+            ["sweep.halving=3", "hydra/sweeper=optuna"],
+            "sweep.halving: is for grids",
+            marks=pytest.mark.slow,
+        ),
     ],
 )
 def test_a_mistaken_wish_gets_one_sentence_and_leaves_nothing(tmp_path, arguments, sentence):

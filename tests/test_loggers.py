@@ -175,6 +175,7 @@ def test_wandb_without_a_key_is_told_in_a_sentence(tmp_path, monkeypatch):
 # MLflow
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of SQLAlchemy, for MLflow
 def test_runs_meet_in_one_mlflow_database_and_a_resumed_one_goes_on(tmp_path, job):
     pytest.importorskip("mlflow")

@@ -545,10 +545,7 @@ def model_config(name, image_size, *overrides):
 
 
 # Of each kind of net a small one trains in the default suite.
-SMALL_NETS = [
-    *("resnet18", "resnet20", "resnet32", "resnet44", "resnet56", "preresnet18", "resnet"),
-    *("cifar_resnet", "pretrained", "textbook_cnn", "textbook_resnet"),
-]
+SMALL_NETS = ["resnet18", "resnet20", "preresnet18", "pretrained", "textbook_resnet"]
 
 
 @pytest.mark.parametrize("name", slow_except(SMALL_NETS, MODEL_FILES))

@@ -322,7 +322,7 @@ OPTIONS = [
 ]
 
 
-@pytest.mark.parametrize("bf16", [False, True])
+@pytest.mark.parametrize("bf16", [True, pytest.param(False, marks=pytest.mark.slow)])
 def test_every_option_takes_a_step_that_moves_it(bf16):
     images = torch.randn(8, 3, 32, 32).to(memory_format=torch.channels_last)
     labels = torch.arange(8) % 5
@@ -420,6 +420,7 @@ def test_the_narrowest_and_the_smallest_have_a_channel_and_a_pixel():
     torch.testing.assert_close(BlurPool()(pixel), pixel)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "options",
     [

@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from lab import ROOT, SMALL_NET, choices, composed, read_csv, train_here, weights
+from lab import ROOT, SMALL_NET, choices, composed, read_csv, slow_except, train_here, weights
 from pretend_cuda import World
 from test_datamodule import make_folder
 from torch import Tensor
@@ -435,7 +435,7 @@ def test_accuracy_asks_for_the_larger_share():
     assert float(classifier.train_tally.compute()["acc"]) == pytest.approx(2 / 3)
 
 
-@pytest.mark.parametrize("name", choices("augment"))
+@pytest.mark.parametrize("name", slow_except(("trivial", "mixup_cutmix"), choices("augment")))
 def test_every_file_of_augmentation_composes_and_says_where_it_is_from(name):
     check(composed("data=digits", f"augment={name}"))
     heading = (ROOT / "conf" / "augment" / f"{name}.yaml").read_text()

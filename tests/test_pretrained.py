@@ -420,6 +420,7 @@ UNFREEZE = ("callbacks=[checkpoints,epoch_log,unfreeze]", "callbacks.unfreeze.af
 
 
 # An epoch has 4 steps. Resumed from within the second epoch, and from the end of the others.
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("stop_at", "saves"),
     [

@@ -449,6 +449,7 @@ def test_report_of_a_whole_sweep(whole):
     assert {path.name for path in (whole / "report").iterdir()} == {"report.html", "results.csv"}
 
 
+@pytest.mark.slow
 def test_pictures_as_files_where_asked_for(tmp_path):
     folder = report([make_sweep(tmp_path / "sweep", seeds=1, shortcuts="ABC")], png=True)
     names = {path.stem for path in folder.glob("*.png")}
@@ -674,7 +675,7 @@ def test_a_report_is_replaced_whole(tmp_path):
     assert not list(sweep.glob(".report*"))
 
 
-@pytest.mark.parametrize("earlier", [True, False])
+@pytest.mark.parametrize("earlier", [True, pytest.param(False, marks=pytest.mark.slow)])
 def test_what_no_report_wrote_is_left_alone(tmp_path, earlier):
     sweep = make_sweep(tmp_path / "sweep", seeds=1, shortcuts="A")
     if earlier:

@@ -153,6 +153,7 @@ def test_a_chain_of_stops_changes_nothing(kind, whole, config, tmp_path):
 STREAMED = ("data.memory_limit=0", "data.workers=0")
 
 
+@pytest.mark.slow
 def test_images_from_files_change_nothing(whole, config, tmp_path):
     cfg = config(*TINY, *SMALL_NET, *STREAMED, f"run_dir={tmp_path}/other")
     assert run(cfg) == 0

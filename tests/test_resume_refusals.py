@@ -130,11 +130,19 @@ def test_where_and_how_a_run_goes_on_is_free(run_dir, tmp_path):
     ("schedule", "longer"),
     [
         (["scheduler=constant"], True),
-        (["scheduler=constant", "scheduler.warmup=2"], True),
-        (["scheduler=constant", "scheduler.warmup=0.1", "scheduler.unit=run"], False),
-        (["scheduler=multistep", "scheduler.unit=step", "scheduler.milestones=[9]"], True),
+        pytest.param(["scheduler=constant", "scheduler.warmup=2"], True, marks=pytest.mark.slow),
+        pytest.param(
+            ["scheduler=constant", "scheduler.warmup=0.1", "scheduler.unit=run"],
+            False,
+            marks=pytest.mark.slow,
+        ),
+        pytest.param(
+            ["scheduler=multistep", "scheduler.unit=step", "scheduler.milestones=[9]"],
+            True,
+            marks=pytest.mark.slow,
+        ),
         (["scheduler=multistep"], False),  # unit=run
-        (["scheduler=cosine"], False),
+        pytest.param(["scheduler=cosine"], False, marks=pytest.mark.slow),
         (["scheduler=onecycle"], False),
     ],
 )

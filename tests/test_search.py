@@ -98,16 +98,26 @@ def test_a_space_that_cannot_be_is_one_sentence():
         (["seed=0"], "The search is empty"),
         ([LR, "hydra.sweeper.sampler=best"], "must be one of tpe, random, gp, nsgaii"),
         ([LR, "hydra.sweeper.sampler_options={luck: 7}"], "see optuna's TPESampler"),
-        ([LR, "hydra.sweeper.n_trials=0"], "a whole number of 1 or more"),
+        pytest.param(
+            [LR, "hydra.sweeper.n_trials=0"], "a whole number of 1 or more", marks=pytest.mark.slow
+        ),
         ([LR, "hydra.sweeper.objectives=[test/acc]"], "the test set is no judge"),
-        ([LR, "hydra.sweeper.objectives=[val/acc,train_seconds]"], "for each of"),
+        pytest.param(
+            [LR, "hydra.sweeper.objectives=[val/acc,train_seconds]"],
+            "for each of",
+            marks=pytest.mark.slow,
+        ),
         (
             [LR, "hydra.sweeper.objectives=[train_seconds]", "hydra.sweeper.pruner=median"],
             "needs one objective that every validation measures",
         ),
-        ([LR, "sweep.plan=true"], "is for grids"),
-        ([LR, "sweep.jobs=1,2"], "takes one value in a search"),
-        ([LR, "model=resnet20,resnet2"], "model=resnet2: there is no such choice"),
+        pytest.param([LR, "sweep.plan=true"], "is for grids", marks=pytest.mark.slow),
+        pytest.param([LR, "sweep.jobs=1,2"], "takes one value in a search", marks=pytest.mark.slow),
+        pytest.param(
+            [LR, "model=resnet20,resnet2"],
+            "model=resnet2: there is no such choice",
+            marks=pytest.mark.slow,
+        ),
         ([LR, "optimizer.momentum=choice(0.9,1.5)"], "optimizer.momentum=1.5: must be"),
     ],
 )
@@ -188,6 +198,7 @@ def test_a_trial_that_was_asked_for_and_not_begun_is_begun(tmp_path):
     assert all(trial.state.is_finished() for trial in bench.trials())
 
 
+@pytest.mark.slow
 def test_a_figure_that_is_no_number_fails_the_trial(tmp_path):
     bench = SearchSandbox(tmp_path)
     done = bench.run("optimizer.lr=range(0.1,0.4,0.1)", "+how=silent", "hydra.sweeper.n_trials=2")
@@ -226,6 +237,7 @@ def test_another_search_in_the_same_folder_is_refused(undisturbed):
 # ---------------------------------------------------------------- the report
 
 
+@pytest.mark.slow
 def test_the_report_shows_history_importance_and_slices(undisturbed, tmp_path):
     folder = report([undisturbed.sweep], tmp_path / "report", png=True)
     for name in ("history", "importance-val-acc", "slices-val-acc"):

@@ -77,6 +77,7 @@ def test_jobs_are_submitted_judged_and_not_run_again(sandbox, cluster):
     assert len(cluster.arguments()) == 4
 
 
+@pytest.mark.slow
 def test_at_the_submit_limit_the_rest_waits(sandbox, cluster):
     cluster.set("limit", "2")
     cluster.set("hold")
@@ -102,6 +103,7 @@ def test_a_job_that_the_cluster_refuses_is_one_sentence(sandbox, cluster):
     assert [job["attempts"] for job in sandbox.jobs().values()] == [0, 0]
 
 
+@pytest.mark.slow
 def test_a_killed_sweep_leaves_its_jobs_and_the_next_adopts_them(sandbox, cluster):
     kill_with_two_pending(sandbox, cluster)
     cluster.set("down")
@@ -118,6 +120,7 @@ def test_a_killed_sweep_leaves_its_jobs_and_the_next_adopts_them(sandbox, cluste
     assert {job["attempts"] for job in sandbox.jobs().values()} == {1}
 
 
+@pytest.mark.slow
 def test_a_cluster_that_does_not_answer_at_restart_gets_no_second_copy(sandbox, cluster):
     kill_with_two_pending(sandbox, cluster)
     cluster.set("down")
@@ -145,6 +148,7 @@ def test_a_signal_cancels_the_jobs_and_the_same_command_resumes_them(sandbox, cl
     assert sandbox.starts()["seed=0 resumed"] == 1
 
 
+@pytest.mark.slow
 def test_a_search_submits_its_trials(sandbox, cluster):
     pytest.importorskip("optuna", reason="the extra [optuna] is not installed")
     done = sandbox.run(

@@ -129,6 +129,7 @@ def test_a_stage_of_bare_layers_has_no_blocks():
     assert [(s.name, s.blocks) for s in breakdown(net, 8)] == [("stage 1", None)]
 
 
+@pytest.mark.slow
 def test_several_values_give_all_combinations_in_the_order_of_a_sweep():
     nets = measure(["model=resnet20,resnet32", "model.shortcut=A,B"])
     assert [net.label for net in nets] == [
@@ -144,6 +145,7 @@ def test_several_values_give_all_combinations_in_the_order_of_a_sweep():
     assert other - one == 16 * 32 + 2 * 32 + 32 * 64 + 2 * 64
 
 
+@pytest.mark.slow
 def test_a_glob_stands_for_all_names_that_it_fits(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)  # where a shell would find no such files
     labels = [net.label for net in measure(["model=glob(resnet*0)"], 224, 10)]

@@ -430,13 +430,25 @@ def test_every_choice_that_does_not_exist_is_named(bench):
     ("overrides", "sentence"),
     [
         (["seed=0"], "The sweep is empty"),
-        (["seed=range(0,0)"], "The sweep is empty"),
+        pytest.param(["seed=range(0,0)"], "The sweep is empty", marks=pytest.mark.slow),
         (["modle=resnet20,resnet32"], "modle=resnet20,resnet32: there is no such key; did you"),
         (["seed=0,0"], "2 jobs would share the folder seed=0"),
-        (["seed=0,1", "sweep.jobs=0"], "sweep.jobs=0: must be 1 or more, or auto"),
+        pytest.param(
+            ["seed=0,1", "sweep.jobs=0"],
+            "sweep.jobs=0: must be 1 or more, or auto",
+            marks=pytest.mark.slow,
+        ),
         (["seed=0,1", "sweep.name=a/b"], "sweep.name=a/b: must be a name for a folder"),
-        (["sweep.jobs=1,2"], "sweep.jobs: belongs to the sweep as a whole"),
-        (["seed=0,1", "trainer.devices=[0,1]"], "trainer.devices=[0, 1]: a sweep hands out"),
+        pytest.param(
+            ["sweep.jobs=1,2"],
+            "sweep.jobs: belongs to the sweep as a whole",
+            marks=pytest.mark.slow,
+        ),
+        pytest.param(
+            ["seed=0,1", "trainer.devices=[0,1]"],
+            "trainer.devices=[0, 1]: a sweep hands out",
+            marks=pytest.mark.slow,
+        ),
     ],
 )
 def test_a_mistaken_sweep_gets_one_sentence_and_leaves_nothing(bench, overrides, sentence):
@@ -470,6 +482,7 @@ def test_the_same_command_again_runs_nothing(finished):
     assert set(finished.starts().values()) == {1}
 
 
+@pytest.mark.slow
 def test_new_points_are_added_and_one_value_is_enough(finished):
     done = finished.run("seed=2,3", "optimizer.lr=0.1")
     assert done.returncode == 0, done.stderr
@@ -490,6 +503,7 @@ def test_a_changed_setting_is_refused_with_the_difference(finished, seeds):
     assert set(finished.starts()) == {"seed=0", "seed=1"}
 
 
+@pytest.mark.slow
 def test_force_begins_changed_jobs_anew_and_keeps_the_old(finished):
     done = finished.run("seed=0,1", "optimizer.lr=0.2", "sweep.force=true")
     assert done.returncode == 0, done.stderr
@@ -523,7 +537,10 @@ def test_on_error_stop_stops_what_runs_and_starts_no_more(bench):
     }
 
 
-@pytest.mark.parametrize(("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+@pytest.mark.parametrize(
+    ("number", "status"),
+    [(signal.SIGINT, 130), pytest.param(signal.SIGTERM, 143, marks=pytest.mark.slow)],
+)
 def test_a_signal_stops_all_jobs(bench, number, status):
     sweep = bench.start("+how=sleep,deaf,finish", "sweep.jobs=2")
     running = [bench.sweep / f"how={how}" for how in ("sleep", "deaf")]
@@ -579,6 +596,7 @@ def test_without_its_server_a_sweep_ends_and_so_do_the_jobs(bench):
     assert bench.states() == {"how=orphan": "failed", "how=finish": "waiting"}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("harm", slow_except(("torn",), ("sweep_job.json", "torn", "metrics")))
 def test_what_somebody_removes_from_a_job_costs_nothing(bench, harm):
     process = bench.start("+how=sleep,finish", "sweep.jobs=2")

@@ -215,7 +215,12 @@ def test_fast_dev_run_leaves_no_checkpoint(config):
 
 
 @pytest.mark.parametrize(
-    ("optimizer", "precision"), [("sgd", "bf16-mixed"), ("adam", "32"), ("adamw", "bf16-mixed")]
+    ("optimizer", "precision"),
+    [
+        ("adamw", "bf16-mixed"),
+        pytest.param("sgd", "bf16-mixed", marks=pytest.mark.slow),
+        pytest.param("adam", "32", marks=pytest.mark.slow),
+    ],
 )
 def test_every_optimizer_trains_and_so_does_bfloat16(config, optimizer, precision):
     result = training.train(
@@ -250,9 +255,15 @@ def test_precision_auto_follows_the_hardware(monkeypatch):
     [
         # The rate when an epoch's row is written: before Lightning has a plateau looked for, after
         # the step of the others. No loss is better than the best by a threshold of 100 times it.
-        (["StepLR", "+scheduler.step_size=2", "+scheduler.gamma=0.5"], [0.1, 0.05, 0.05]),
+        pytest.param(
+            ["StepLR", "+scheduler.step_size=2", "+scheduler.gamma=0.5"],
+            [0.1, 0.05, 0.05],
+            marks=pytest.mark.slow,
+        ),
         (["ReduceLROnPlateau", "+scheduler.patience=0", "+scheduler.threshold=100"], [0.1, 0.01]),
-        (["ExponentialLR", "+scheduler.gamma=0.1"], [0.01, 0.001]),
+        pytest.param(
+            ["ExponentialLR", "+scheduler.gamma=0.1"], [0.01, 0.001], marks=pytest.mark.slow
+        ),
     ],
 )
 def test_torchs_own_schedulers_step_after_each_epoch(config, scheduler, rates):

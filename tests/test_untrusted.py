@@ -179,6 +179,7 @@ def test_no_other_name_is_named_anywhere(sent, place, ways):
             way(sent)
 
 
+@pytest.mark.slow
 def test_every_name_of_the_list_is_there():
     from hydra.utils import get_object
 
@@ -472,7 +473,7 @@ class Seen(Callback):
 """
 
 
-@pytest.mark.parametrize("where", ["file", "command line"])
+@pytest.mark.parametrize("where", ["file", pytest.param("command line", marks=pytest.mark.slow)])
 def test_a_net_data_callback_and_optimizer_of_ones_own(tmp_path, where):
     """By `_target_` alone, from a config file as from the command line."""
     (tmp_path / "mine.py").write_text(MINE)

@@ -126,7 +126,9 @@ def assert_same(one: Path, other: Path) -> None:
             0,
             marks=pytest.mark.slow,
         ),
-        ((EAGER, "trainer.precision=16-mixed", "optimizer.lr=0.01"), 1),  # of its scaler
+        pytest.param(
+            (EAGER, "trainer.precision=16-mixed", "optimizer.lr=0.01"), 1, marks=pytest.mark.slow
+        ),  # of its scaler
         pytest.param(
             (EAGER, "optimizer._target_=torch.optim.RMSprop", "optimizer.lr=0.001"),
             1,  # not fused
@@ -207,7 +209,8 @@ class Kick(Callback):
             os.kill(os.getpid(), signal.SIGTERM)
 
 
-@pytest.mark.parametrize("graph", slow_except(("true",), ("true", "false")))
+@pytest.mark.slow
+@pytest.mark.parametrize("graph", ["true", "false"])
 def test_a_stopped_run_goes_on_bit_for_bit(train, tmp_path, graph):
     options = (f"cuda_graph={graph}", "callbacks=[default,ema,grad_norm]")
     train("whole", *options)
@@ -398,6 +401,7 @@ def test_adamw_replayed_differs_by_the_rounding_of_its_rate_alone(train):
     assert losses[0] == pytest.approx(losses[1], rel=1e-4)
 
 
+@pytest.mark.slow
 def test_a_step_of_a_deep_net_is_a_few_launches(train):
     launches = {}
     for graph in ("true", "false"):
@@ -535,6 +539,7 @@ print(json.dumps({"slots": answers, "old driver": machine.usable()}))
 """
 
 
+@pytest.mark.slow
 def test_jobs_are_given_the_gpus_that_torch_sees_and_an_old_driver_is_known(fake_cuda):
     done = subprocess.run(
         [sys.executable, "-c", ASK, json.dumps(MASKS)],
