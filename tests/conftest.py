@@ -12,11 +12,25 @@ import pytest
 from lab import CLI, QUICK, ROOT, composed, train_here, without_torch
 from omegaconf import DictConfig
 
+from resnet_lab.config import options
+
 
 @pytest.fixture(scope="session")
 def shared_cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """One cache of decoded images for the whole session."""
     return tmp_path_factory.mktemp("cache")
+
+
+@pytest.fixture
+def fresh_options(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """`config.options` without what other tests of this process have had it read."""
+    monkeypatch.setattr(options, "_added", [])
+    cached = (options.files, options.read, options.groups)
+    for function in cached:
+        function.cache_clear()
+    yield
+    for function in cached:
+        function.cache_clear()
 
 
 FIGURES = pytest.StashKey[list[tuple[str, str]]]()

@@ -18,6 +18,8 @@ from resnet_lab.complete.candidates import HYDRA_OPTIONS, complete, values_of
 from resnet_lab.complete.sources import arguments, commands
 from resnet_lab.config import options
 
+pytestmark = pytest.mark.usefixtures("fresh_options")
+
 BREAKS = " \t\n\"'><=;|&(:"  # bash's COMP_WORDBREAKS
 HOSTILE = "$(touch broken) `x`;"
 
@@ -123,14 +125,9 @@ def test_the_configs_of_a_project_are_completed_too(tmp_path):
     (tmp_path / "hydra_plugins").mkdir()
     (tmp_path / "conf" / "model").mkdir(parents=True)
     (tmp_path / "conf" / "model" / "mine.yaml").write_text("# My net.\nblocks: 3 # of them\n")
-    try:
-        assert found(f"python {tmp_path}/train.py model=mi") == ["model=mine"]
-        assert found(f"python {tmp_path}/train.py model=mine model.bl") == ["model.blocks="]
-        assert "model=resnet20" in found(f"python {tmp_path}/train.py model=res")
-    finally:
-        options._added.clear()
-        for function in (options.files, options.read, options.groups):
-            function.cache_clear()
+    assert found(f"python {tmp_path}/train.py model=mi") == ["model=mine"]
+    assert found(f"python {tmp_path}/train.py model=mine model.bl") == ["model.blocks="]
+    assert "model=resnet20" in found(f"python {tmp_path}/train.py model=res")
 
 
 def test_bash_gets_the_part_of_the_word_that_it_replaces(place):

@@ -15,17 +15,7 @@ from resnet_lab.config.compose import compose
 from resnet_lab.config.usage import usage
 from resnet_lab.config.words import CHOICES, KEYS, TRUNKS
 
-
-@pytest.fixture(autouse=True)
-def of_this_project_alone(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """Config folders that other tests have added in this process are forgotten."""
-    monkeypatch.setattr(options, "_added", [])
-    for cached in (options.files, options.read, options.groups):
-        cached.cache_clear()
-    yield
-    for cached in (options.files, options.read, options.groups):
-        cached.cache_clear()
-
+pytestmark = pytest.mark.usefixtures("fresh_options")
 
 # ------------------------------------------------------------------ what is meant
 
