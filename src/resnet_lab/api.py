@@ -315,7 +315,10 @@ def _command(option: str | None, words: list[str]) -> int:
             _print(process, said)
         except KeyboardInterrupt:
             with suppress(ProcessLookupError):
-                process.send_signal(signal.SIGINT)
+                if os.name == "posix":
+                    process.send_signal(signal.SIGINT)
+                else:  # where a process cannot be sent it alone
+                    process.terminate()
             _print(process, said)
             process.wait()
             raise

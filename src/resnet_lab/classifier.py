@@ -227,6 +227,7 @@ class Classifier(LightningModule):
         checkpoint_path: str | Path,
         map_location: torch.device | str = "cpu",
         net: nn.Module | None = None,
+        strict: bool = True,
         **options: Any,
     ) -> "Classifier":
         """A classifier with the weights of a checkpoint, in evaluation mode.
@@ -236,6 +237,7 @@ class Classifier(LightningModule):
                 checkpoint of a classifier, with `net` given.
             map_location: the device that it goes to.
             net: of the shapes of the weights.
+            strict: whether `net` must have exactly the weights of the checkpoint.
             options: further arguments of `Classifier`; without an optimizer and a scheduler it
                 predicts and is evaluated, and cannot be trained.
 
@@ -255,7 +257,7 @@ class Classifier(LightningModule):
         for name in ("optimizer", "scheduler"):
             options.setdefault(name, _untrainable)
         classifier = cls(net, **options)
-        classifier.load_state_dict(load_weights(path))
+        classifier.load_state_dict(load_weights(path), strict=strict)
         return classifier.to(map_location).eval()
 
     @property

@@ -6,7 +6,6 @@ import shlex
 import warnings
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from pathlib import Path
 from typing import Any
 
 import hydra
@@ -14,11 +13,9 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import DictConfig, OmegaConf, open_dict
 
 from resnet_lab.config.errors import UserError
-
-PACKAGE = Path(__file__).resolve().parents[1]
-# conf/ and train.py: of the checkout, or as they were shipped with the package.
-APP = PACKAGE / "app" if (PACKAGE / "app").is_dir() else PACKAGE.parents[1]
-CONF = APP / "conf"
+from resnet_lab.config.options import APP as APP
+from resnet_lab.config.options import CONF as CONF
+from resnet_lab.config.options import PACKAGE as PACKAGE
 
 # Hydra 1.3 asks for `version_base`, and 1.4 warns of it. 1.4 also warns where nothing lists what
 # may be instantiated: Hydra's block-list holds then, as in 1.3, and `untrusted` has the rest.

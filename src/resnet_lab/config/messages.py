@@ -25,8 +25,6 @@ from resnet_lab.config.arguments import mistaken_options, unreadable
 from resnet_lab.config.compose import HYDRA_1_3, at_home
 from resnet_lab.config.errors import UserError
 from resnet_lab.config.options import add_folder, groups
-from resnet_lab.config.options import choices_of as choices_of
-from resnet_lab.config.suggest import offer as offer
 from resnet_lab.config.suggest import shown, unknown_choice, unknown_key
 
 NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)

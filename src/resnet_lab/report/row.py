@@ -20,19 +20,9 @@ from resnet_lab.run.state import State
 
 # The columns of a row, in their order.
 COLUMNS = (
-    *(
-        "path",
-        "name",
-        "sweep",
-        "state",
-        "reason",
-        "model",
-        "data",
-        "settings",
-        "seed",
-        "batch_size",
-    ),
-    *("epochs", "max_epochs", "best_epoch", "val/acc", "val/loss", "test/acc", "test/loss"),
+    *("path", "name", "sweep", "state", "reason", "model", "data", "settings", "seed"),
+    *("batch_size", "epochs", "max_epochs", "best_epoch"),
+    *("val/acc", "val/loss", "test/acc", "test/loss"),
     *("params", "macs", "images_per_second", "train_seconds", "seconds", "started"),
     *("device_name", "precision", "commit", "tags", "note", "size"),
 )

@@ -15,8 +15,9 @@ from resnet_lab.config import untrusted
 from resnet_lab.config.check import check
 from resnet_lab.config.compose import CONF, pasted
 from resnet_lab.config.errors import UserError
-from resnet_lab.config.messages import choices_of, offer
+from resnet_lab.config.options import choices_of
 from resnet_lab.config.rules import net_faults
+from resnet_lab.config.suggest import offer
 from resnet_lab.data.datamodule import ImageDataModule
 from resnet_lab.run import checkpoint_io
 from resnet_lab.run.build import build_classifier, build_data, build_net
