@@ -66,7 +66,7 @@ GRIDS = {
 }
 
 
-@pytest.mark.parametrize("name", slow_except(("depth", "batch_size"), ABLATIONS))
+@pytest.mark.parametrize("name", slow_except(("depth",), ABLATIONS))
 def test_an_ablation_alone_is_the_whole_grid(name):
     sweep = planned(f"experiment=ablation/{name}")
     assert list(sweep.jobs) == GRIDS[name]
@@ -115,7 +115,11 @@ def test_the_learning_rate_follows_the_batch_only_where_it_is_scaled():
     ("overrides", "left"),
     [
         (["experiment=ablation/depth", "model=resnet32"], "model.shortcut, seed"),
-        (["-m", "experiment=ablation/stem,ablation/depth", "seed=0"], "model.stem"),
+        pytest.param(
+            ["-m", "experiment=ablation/stem,ablation/depth", "seed=0"],
+            "model.stem",
+            marks=pytest.mark.slow,
+        ),
     ],
 )
 def test_a_sweep_that_is_run_as_something_else_says_so(tmp_path, overrides, left):

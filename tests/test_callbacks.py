@@ -489,6 +489,7 @@ def test_a_picture_that_fails_costs_no_result(config, monkeypatch, caplog):
         assert not Path(cfg.run_dir, f"{name}.png").exists()
 
 
+@pytest.mark.slow
 def test_a_trial_of_one_batch_takes_all_callbacks(config):
     everything = "callbacks=[default,pictures,ema,early_stopping]"
     cfg = config(*QUICK, everything, "trainer.fast_dev_run=true")

@@ -366,7 +366,7 @@ def test_the_narrowest_nets_train_in_channels_last(shortcut):
     assert all(torch.isfinite(p.grad).all() for p in net.parameters())
 
 
-@pytest.mark.parametrize("block", slow_except(("basic", "preact_bottleneck"), BLOCKS))
+@pytest.mark.parametrize("block", slow_except(("basic",), BLOCKS))
 def test_a_net_compiles_as_one_graph(block):
     graphs = []
 
@@ -545,7 +545,7 @@ def model_config(name, image_size, *overrides):
 
 
 # Of each kind of net a small one trains in the default suite.
-SMALL_NETS = ["resnet18", "resnet20", "preresnet18", "pretrained", "textbook_resnet"]
+SMALL_NETS = ["resnet20", "preresnet18", "pretrained"]
 
 
 @pytest.mark.parametrize("name", slow_except(SMALL_NETS, MODEL_FILES))

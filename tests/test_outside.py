@@ -144,6 +144,7 @@ def test_the_reader_of_a_pipe_may_leave(tmp_path, shared_cache):
 # ---------------------------------------------------------------- disks
 
 
+@pytest.mark.slow
 def test_a_full_disk_costs_the_board_or_ends_in_a_sentence(small_disk, config, tmp_path):
     """Whatever is written when it is full: nothing half written stays, and what was stays whole."""
     ends = list[str]()

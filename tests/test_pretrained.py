@@ -460,6 +460,7 @@ def test_unfreezing_at_an_epoch_also_after_a_resume(config, trunk_run, tmp_path,
     assert_same(weights(tmp_path / "whole"), weights(tmp_path / "stopped"))
 
 
+@pytest.mark.slow
 def test_a_fused_optimizer_unfreezes_as_another(config, trunk_run, tmp_path):
     asked = ("model=pretrained", f"model.trunk={trunk_run}", *SHORT, *UNFREEZE)
     asked = (*asked, "trainer.max_epochs=2", "optimizer.lr=0.01")

@@ -689,6 +689,7 @@ def test_what_no_report_wrote_is_left_alone(tmp_path, earlier):
     assert report([sweep], tmp_path / "elsewhere") == tmp_path / "elsewhere"
 
 
+@pytest.mark.slow
 def test_a_failing_report_leaves_the_old_one(tmp_path, monkeypatch):
     sweep = make_sweep(tmp_path / "sweep", seeds=1, shortcuts="A")
     report([sweep])

@@ -237,6 +237,7 @@ def test_a_moved_run_writes_where_it_is_now(run_dir, tmp_path):
     assert str(run_dir) + "/" not in OmegaConf.to_yaml(cfg)
 
 
+@pytest.mark.slow
 def test_a_longer_run_ends_as_one_that_was_planned_so(config, tmp_path, caplog):
     quick = (*SMALL_NET, *CPU, WITHOUT_PICTURES, "scheduler=constant")
     quick += ("data.train_size=128", "data.batch_size=64")

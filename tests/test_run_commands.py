@@ -217,6 +217,7 @@ def test_evaluate_takes_other_data(run_dir, folder, tmp_path, capsys):
     assert "the run knows the classes 0, 1, 2" in sentence
 
 
+@pytest.mark.slow
 def test_of_an_image_folder_only_the_split_that_is_scored_is_needed(
     run_dir, folder, tmp_path, capsys
 ):
@@ -374,6 +375,7 @@ def test_predict_sees_what_evaluation_sees_of_a_large_picture(tmp_path):
         np.testing.assert_array_equal(picture.pixels, np.asarray(expected))
 
 
+@pytest.mark.slow
 def test_predict_agrees_with_the_test_of_a_run_on_large_pictures(config, folder, capsys):
     """Decoded by workers, 224/256 of the shorter side: the other way into a net."""
     cfg = config(

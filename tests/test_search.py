@@ -226,6 +226,7 @@ def test_several_objectives_end_in_a_frontier(tmp_path):
     assert {int(line.split("trial=")[1][:4]) for line in said} == best
 
 
+@pytest.mark.slow
 def test_another_search_in_the_same_folder_is_refused(undisturbed):
     changed = undisturbed.mistake("optimizer.lr=tag(log,interval(1e-4,1))", *SPACE[1:])
     assert "optimizer.lr.attributes.low: 0.001 -> 0.0001" in changed
@@ -252,6 +253,7 @@ def test_the_report_shows_history_importance_and_slices(undisturbed, tmp_path):
     assert shares["optimizer.lr"] > shares["model.shortcut"]  # which the stand-in does not heed
 
 
+@pytest.mark.slow
 def test_without_optuna_the_report_says_so(undisturbed, tmp_path, monkeypatch):
     found = importlib.util.find_spec
     monkeypatch.setattr(

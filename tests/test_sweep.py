@@ -519,6 +519,7 @@ def test_another_swept_key_is_another_sweep(finished):
     assert "optimizer.lr: fixed in this sweep so far, which varies seed" in message
 
 
+@pytest.mark.slow
 def test_retries_try_again_anew(bench):
     done = bench.run("+how=flaky,raise", "sweep.retries=2")
     assert done.returncode == 1
@@ -527,6 +528,7 @@ def test_retries_try_again_anew(bench):
     assert "how=flaky (attempt 2)" in done.stdout
 
 
+@pytest.mark.slow
 def test_on_error_stop_stops_what_runs_and_starts_no_more(bench):
     done = bench.run("+how=sleep,raise,finish", "sweep.jobs=2", "sweep.on_error=stop")
     assert done.returncode == 1
@@ -587,6 +589,7 @@ def test_a_killed_sweep_leaves_no_process_and_the_next_goes_on(bench):
     }
 
 
+@pytest.mark.slow
 def test_without_its_server_a_sweep_ends_and_so_do_the_jobs(bench):
     done = bench.run("+how=orphan,finish", "sweep.jobs=1")
     assert done.returncode != 0
@@ -633,6 +636,7 @@ def test_a_job_without_its_folder_fails_and_the_others_go_on(bench):
     assert bench.states()["how=finish"] == "finished"
 
 
+@pytest.mark.slow
 def test_a_frozen_server_does_not_keep_a_sweep_from_ending(bench):
     process = bench.start("+how=sleep", "seed=0,1", "sweep.jobs=2")
     wait_until(lambda: len(list(bench.sweep.glob("*/ready"))) == 2)

@@ -279,6 +279,7 @@ def test_torchs_own_schedulers_step_after_each_epoch(config, scheduler, rates):
     load.load_run(Path(cfg.run_dir))  # its config may name it
 
 
+@pytest.mark.slow
 def test_a_scheduler_in_python_may_be_torchs(config):
     parts = build.build(config(*QUICK))
     made = []

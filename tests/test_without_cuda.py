@@ -146,6 +146,7 @@ def test_no_step_waits_for_the_device(train, overrides, waits):
     assert all("pinned" in kind for kind in world.copies), world.copies
 
 
+@pytest.mark.slow
 def test_a_run_computes_what_it_computes_on_the_host(train, config):
     run, world = train("gpu", EAGER, CHECKPOINTS)
     assert world.used == {torch.device("cuda:0")}
@@ -161,9 +162,7 @@ def test_a_second_gpu_leaves_the_first_alone(train):
     assert world.used == {torch.device("cuda:1")}
 
 
-@pytest.mark.parametrize(
-    "precision", slow_except(("bf16-true",), ("16-mixed", "bf16-true", "16-true", "64"))
-)
+@pytest.mark.parametrize("precision", slow_except((), ("16-mixed", "bf16-true", "16-true", "64")))
 def test_every_precision_trains_and_clips(train, precision):
     small = ("trainer.gradient_clip_val=1", "optimizer.lr=0.001", CHECKPOINTS)
     result, _ = train("run", f"trainer.precision={precision}", *small, "trainer.max_epochs=1")
