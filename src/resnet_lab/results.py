@@ -236,7 +236,8 @@ class Sweep:
     @property
     def runs(self) -> list[Run]:
         """Its jobs that have begun, in the order of their settings."""
-        return [Run(folder, trust=self._trust) for folder in self.table()["folder"]]
+        folders = map(Path, self.table()["folder"])
+        return [Run(folder, trust=self._trust) for folder in folders if folder.is_dir()]
 
     def table(self) -> "pd.DataFrame":
         """A row for each job; see `table`."""
