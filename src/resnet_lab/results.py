@@ -345,7 +345,8 @@ def table(*folders: str | Path, columns: Sequence[str] = ()) -> "pd.DataFrame":
     """
     import pandas as pd
 
-    from resnet_lab.report.catalogue import Catalogue, columns_of_config, row
+    from resnet_lab.report.catalogue import Catalogue
+    from resnet_lab.report.row import columns_of_config, row, typed_value
 
     paths = [Path(folder) for folder in folders] or [Path("outputs")]
     for path in paths:
@@ -357,7 +358,7 @@ def table(*folders: str | Path, columns: Sequence[str] = ()) -> "pd.DataFrame":
         for name in ("path", "size"):
             found.pop(name, None)
         asked = columns_of_config(run) if columns else {}
-        typed = {key: _number(value) for key, value in run.settings.items()}
+        typed = {key: typed_value(value) for key, value in run.settings.items()}
         rows.append(
             {"name": found.pop("name")}
             | typed
@@ -366,13 +367,3 @@ def table(*folders: str | Path, columns: Sequence[str] = ()) -> "pd.DataFrame":
             | {"folder": str(run.folder)}
         )
     return pd.DataFrame(rows)
-
-
-def _number(text: str) -> int | float | str:
-    """A typed value as a number, where it is one."""
-    for kind in (int, float):
-        try:
-            return kind(text)
-        except ValueError:
-            continue
-    return text
