@@ -56,6 +56,8 @@ def test_the_import_alone_is_light(finished, tmp_path):
         "run = lab.Run(sys.argv[1])\n"
         "print(run, len(run.metrics), lab.compose('model=resnet32', seed=4).seed)\n"
         "print(lab.table(sys.argv[1])['state'].item())\n"
+        "try: lab.run('data.batch_size=-1')\n"
+        "except lab.UserError: pass\n"
         "assert 'torch' not in sys.modules\n"
     )
     command = [sys.executable, "-c", program, str(finished)]
@@ -146,7 +148,9 @@ def test_a_picture_shows_what_is_right(run, monkeypatch):
     label = run.predict(images)["label"].iloc[0]
     assert run.show(images, [label, (int(label) + 1) % 10]).width > 100
     verdicts = [tile.below.split("\n")[1] for tile in drawn]
-    assert verdicts == ["right", f"wrong: {(int(label) + 1) % 10}"]
+    assert verdicts == ["right", f"wrong, it is {(int(label) + 1) % 10}"]
+    with pytest.raises(lab.UserError, match="1 labels for 2 images"):
+        run.show(images, [label])
 
 
 @pytest.mark.parametrize(

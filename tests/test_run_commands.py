@@ -29,7 +29,6 @@ from PIL import Image
 from resnet_lab.classifier import Classifier
 from resnet_lab.cli import FOLDER, main
 from resnet_lab.commands import export
-from resnet_lab.commands import predict as predict_command
 from resnet_lab.config.errors import UserError
 from resnet_lab.data.decode import fit
 from resnet_lab.run import load, predict, training
@@ -306,7 +305,7 @@ def test_the_grid_says_what_is_right_where_folders_have_the_names_of_classes(tmp
     likeliest = [("cat", 0.75), ("dog", 0.25)]
     for folder, verdict in (("cat", "\nright"), ("dog", "\nwrong, it is dog"), ("photos", "")):
         picture = predict.Picture(tmp_path / folder / "1.png", thumbnail=image)
-        tile = predict_command._tile(picture, likeliest, ["cat", "dog"])
+        tile = predict.tile(picture, likeliest, ["cat", "dog"])
         assert (tile.below, tile.above) == (f"cat  75%{verdict}", "1.png")
 
 

@@ -192,12 +192,13 @@ def _parsed(words: Sequence[str]) -> list[Any]:
 def _run_here(words: list[str]) -> Run:
     """Train within this process, as train.py does in its own."""
     from resnet_lab.run.stop import TIME_IS_OVER, Stopped
-    from resnet_lab.run.training import train
 
     ended: list[BaseException] = []
     place: list[str] = []
 
     def task(cfg: DictConfig) -> None:
+        from resnet_lab.run.training import train  # imports torch: the config is known to be good
+
         place.append(str(cfg.run_dir))
         try:
             train(cfg)
@@ -264,7 +265,9 @@ def _devices(cfg: DictConfig) -> int:
     trainer: Any = cfg.trainer
     if cfg.resume:
         trainer = OmegaConf.create(RunFolder(cfg.resume).read_config()["trainer"])
-    from resnet_lab.run.machine import count_devices
+    if trainer.devices == trainer.num_nodes == 1:
+        return 1
+    from resnet_lab.run.machine import count_devices  # imports torch
 
     devices: int = count_devices(trainer.devices, trainer.accelerator) * trainer.num_nodes
     return devices

@@ -247,7 +247,7 @@ class Classifier(LightningModule):
         from resnet_lab.run.checkpoint_io import load_weights
         from resnet_lab.run.load import load_run
 
-        path = Path(checkpoint_path)
+        path = Path(checkpoint_path).absolute()
         if net is None:
             if not (path.parents[1] / "config.yaml").is_file():
                 raise UserError(

@@ -20,7 +20,6 @@ if TYPE_CHECKING:
     import pandas as pd
     from torch import nn
 
-    from resnet_lab.charts import Tile
     from resnet_lab.classifier import Classifier
     from resnet_lab.data.datamodule import ImageDataModule
     from resnet_lab.run.load import Finished
@@ -139,7 +138,7 @@ class Run:
         import pandas as pd
 
         rows = []
-        for picture, labels in self._labelled(images, top_k, device, show=False):
+        for picture, labels in self._labelled(images, top_k, device):
             row: dict[str, Any] = {"image": str(picture.path)}
             for place, (label, probability) in enumerate(labels, 1):
                 suffix = "" if place == 1 else f"_{place}"
@@ -159,13 +158,17 @@ class Run:
         """
         from resnet_lab import charts
         from resnet_lab.data.decode import evaluation_zoom
+        from resnet_lab.run.predict import tile
 
-        names = None if labels is None else [self._name(label) for label in labels]
-        found = self._labelled(images, 1, device, show=True)
+        found = self._labelled(images, 1, device, most=MOST_SHOWN)
+        names: Sequence[str | None] = [None] * len(found)
+        if labels is not None:
+            names = [self._name(label) for label in labels][: len(found)]
+        if len(names) < len(found):
+            raise UserError(f"there are {len(names)} labels for {len(found)} images or more.")
         tiles = [
-            _tile(picture, likeliest, names[number] if names else None, self.class_names)
-            for number, (picture, likeliest) in enumerate(found)
-            if number < MOST_SHOWN
+            tile(picture, likeliest, self.class_names, name)
+            for (picture, likeliest), name in zip(found, names, strict=True)
         ]
         zoom = evaluation_zoom(self._loaded.cfg.data.image_size)
         title = "Likeliest label and its probability"
@@ -176,7 +179,7 @@ class Run:
         return label if isinstance(label, str) else self.class_names[int(label)]
 
     def _labelled(
-        self, images: Images, top_k: int, device: str, show: bool
+        self, images: Images, top_k: int, device: str, most: int | None = None
     ) -> "list[tuple[Picture, Labels]]":
         from resnet_lab.run import machine, predict
 
@@ -185,9 +188,9 @@ class Run:
         run, on = self._loaded, machine.named(device)
         size, top_k = run.cfg.data.image_size, min(top_k, len(run.class_names))
         paths, pictures = _sorted_out(images)
-        files = [file for path in paths for file in predict.find(path)]
-        wanted = set(range(MOST_SHOWN)) if show else set()
-        there = [predict.fitted(picture, size, n) for n, picture in enumerate(pictures)]
+        files = [file for path in paths for file in predict.find(path)][:most]
+        wanted = set(range(most or 0))  # of them the whole picture is kept, to be shown
+        there = [predict.fitted(picture, size, n) for n, picture in enumerate(pictures[:most])]
         everything = [*predict.decoded(files, size, wanted), *there]
         return list(predict.labelled(run, on, everything, top_k))
 
@@ -308,24 +311,6 @@ def _from_array(images: np.ndarray) -> list[Image.Image]:
     if images.ndim not in (3, 4) or (images.ndim == 4 and images.shape[-1] != 3):
         raise UserError(f"an array of images must be [n, height, width, 3], not {[*images.shape]}.")
     return [Image.fromarray(image) for image in np.ascontiguousarray(images)]
-
-
-def _tile(
-    picture: "Picture", labels: "Labels", truth: str | None, class_names: Sequence[str]
-) -> "Tile":
-    from resnet_lab.charts import Tile, shortened
-
-    name = printable(picture.path.name)
-    if picture.error is not None:
-        return Tile(None, "cannot be read", shortened(name, 20))
-    label, probability = labels[0]
-    text = f"{shortened(label, 16)}  {probability:.0%}"
-    folder = printable(picture.path.absolute().parent.name)
-    if truth is None and folder in class_names:
-        truth = folder
-    if truth is not None:
-        text += "\nright" if truth == label else f"\nwrong: {shortened(truth, 16)}"
-    return Tile(np.asarray(picture.thumbnail), text)
 
 
 def table(*folders: str | Path, columns: Sequence[str] = ()) -> "pd.DataFrame":

@@ -11,13 +11,10 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
 
-import numpy as np
-
 from resnet_lab.commands import add_run, describe, refuse_existing
 from resnet_lab.config.errors import UserError
 from resnet_lab.data.decode import evaluation_zoom
 from resnet_lab.data.statistics import evenly_spaced
-from resnet_lab.files import printable
 
 if TYPE_CHECKING:
     from resnet_lab.charts import Tile
@@ -70,7 +67,7 @@ def run(options: argparse.Namespace) -> int:
     from resnet_lab.data.cache import progress
     from resnet_lab.run import machine
     from resnet_lab.run.load import load_run
-    from resnet_lab.run.predict import decoded, find, labelled
+    from resnet_lab.run.predict import decoded, find, labelled, tile
 
     device = machine.named(options.device)
     on_cpu = ["trainer.accelerator=cpu"] if device.type == "cpu" else []
@@ -97,7 +94,7 @@ def run(options: argparse.Namespace) -> int:
                 failed += 1
                 print(f"error: {picture.path}: {picture.error}", file=sys.stderr)
             if number in shown:
-                tiles.append(_tile(picture, labels, run.class_names))
+                tiles.append(tile(picture, labels, run.class_names))
     if options.grid is not None:
         _write_grid(options.grid, tiles, len(files), evaluation_zoom(run.cfg.data.image_size))
     print(f"{len(files) - failed:,} of {len(files):,} images labelled", file=sys.stderr)
@@ -142,21 +139,6 @@ def _rows(file: TextIO, kind: str, top_k: int) -> Iterator[Callable[["Picture", 
         yield write_json
     finally:
         file.write("\n]\n")
-
-
-def _tile(picture: "Picture", labels: "Labels", class_names: list[str]) -> "Tile":
-    from resnet_lab.charts import Tile, shortened
-
-    name = shortened(printable(picture.path.name), 24)
-    if picture.error is not None:
-        return Tile(None, "cannot be read", name)
-    label, probability = labels[0]
-    text = f"{shortened(label, 20)}  {probability:.0%}"
-    folder = printable(picture.path.absolute().parent.name)
-    if folder in class_names:  # as in test/cat/1.jpg
-        verdict = "right" if folder == label else f"wrong, it is {shortened(folder, 18)}"
-        text = f"{text}\n{verdict}"
-    return Tile(np.asarray(picture.thumbnail), text, name)
 
 
 def _write_grid(path: Path, tiles: list["Tile"], n: int, seen: float) -> None:

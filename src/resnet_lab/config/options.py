@@ -112,9 +112,7 @@ def _entries(lines: Sequence[str]) -> Iterator[tuple[bool, str, tuple[str, ...]]
             inside = line.startswith("defaults:")
         elif inside and (entry := _ENTRY.match(line.partition(" #")[0].strip())):
             override, absolute, name, listed = entry.groups()
-            if (
-                listed is None
-            ):  # a file of this group, or one named from the top: /scheduler_options
+            if listed is None:  # a file of this group, or named from the top: /scheduler_options
                 group, _, choice = name.rpartition("/")
                 yield False, (group or "/") if absolute else "", (name if not absolute else choice,)
             else:

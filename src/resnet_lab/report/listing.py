@@ -63,14 +63,9 @@ def show(runs: Sequence[Run], columns: Sequence[str] | None = None) -> None:
     lines = []
     for run, cells in zip(runs, rows, strict=True):
         line = Text(_line(cells, widths))
-        if style := STYLES.get(run.state, ""):
-            at = (
-                sum(widths[name] + GAP for name in names[: names.index("state")])
-                if ("state" in widths)
-                else None
-            )
-            if at is not None:
-                line.stylize(style, at, at + len(cells["state"]))
+        if (style := STYLES.get(run.state, "")) and "state" in widths:
+            at = sum(widths[name] + GAP for name in names[: names.index("state")])
+            line.stylize(style, at, at + len(cells["state"]))
         lines.append(line)
     console.print(Text("\n").join(lines), soft_wrap=True)
     console.print(Text(_summary(runs, same, left_out)), soft_wrap=True)

@@ -2,7 +2,7 @@
 
 import os
 from collections import deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from itertools import islice
 from pathlib import Path
@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from PIL import Image
 
+from resnet_lab.charts import Tile, shortened
 from resnet_lab.config.errors import UserError
 from resnet_lab.data.augment import normalise, scale_and_shift
 from resnet_lab.data.decode import (
@@ -23,6 +24,7 @@ from resnet_lab.data.decode import (
     reason,
     to_rgb,
 )
+from resnet_lab.files import printable
 from resnet_lab.run.load import Finished
 
 BATCH = 64
@@ -120,3 +122,28 @@ def fitted(image: Image.Image, size: int, number: int) -> Picture:
         raise UserError(f"image {number}: {reason(error)}") from error
     thumbnail.thumbnail((THUMBNAIL, THUMBNAIL))
     return Picture(Path(str(number)), pixels, thumbnail)
+
+
+def tile(
+    picture: Picture, labels: Labels, class_names: Sequence[str], truth: str | None = None
+) -> Tile:
+    """The picture with its likeliest label, and whether that is right, where it is known.
+
+    Args:
+        truth: what it is; by default the name of its file's folder, if a class is called so, as in
+            test/cat/1.jpg.
+    """
+    path = picture.path
+    is_file = not path.name.isdecimal()  # a picture in memory has a number in place of a name
+    name = shortened(printable(path.name), 24) if is_file else ""
+    if picture.error is not None:
+        return Tile(None, "cannot be read", name)
+    label, probability = labels[0]
+    text = f"{shortened(label, 20)}  {probability:.0%}"
+    folder = printable(path.absolute().parent.name)
+    if truth is None and is_file and folder in class_names:
+        truth = folder
+    if truth is not None:
+        verdict = "right" if truth == label else f"wrong, it is {shortened(truth, 18)}"
+        text = f"{text}\n{verdict}"
+    return Tile(np.asarray(picture.thumbnail), text, name)
