@@ -36,10 +36,11 @@ from resnet_lab.callbacks import confusion_matrix, live_bar, sample_grid, wrong_
 from resnet_lab.callbacks.confusion_matrix import Confusion
 from resnet_lab.callbacks.ema import EMA
 from resnet_lab.callbacks.epoch_log import seconds_left
-from resnet_lab.callbacks.grad_norm import GradNorm, _mean, _norms, blocks
+from resnet_lab.callbacks.grad_norm import GradNorm, _mean, _norms
 from resnet_lab.callbacks.tables import EpochTable
 from resnet_lab.config.errors import UserError
 from resnet_lab.data import pictures
+from resnet_lab.models.parts import parts
 from resnet_lab.models.resnet import cifar_resnet
 from resnet_lab.report.runs import gradients
 from resnet_lab.run import build, checkpoint_io, training
@@ -256,14 +257,14 @@ def test_an_epoch_is_measured_at_evenly_spaced_steps(config):
 
 def test_blocks_follow_depth_and_hold_every_parameter_once():
     net = cifar_resnet(20, num_classes=10, block="preact_basic")
-    found = blocks(net)
+    found = parts(net)
     assert [b.name for b in found] == [
         "stem",
         *(f"stage{s}.{b}" for s in (1, 2, 3) for b in (1, 2, 3)),
         "head",
     ]
     assert [b.stage for b in found[:5]] == ["stem", "stage1", "stage1", "stage1", "stage2"]
-    together = [id(p) for b in found for p in b.parameters]
+    together = [id(p) for b in found for p in b.module.parameters()]
     assert together == [id(p) for p in net.parameters()]
 
 
@@ -272,17 +273,17 @@ def test_a_net_without_stages_has_its_children_as_blocks():
     net = nn.ModuleDict(
         {"features": layers, "pool": nn.AdaptiveAvgPool2d(1), "fc": nn.Linear(4, 2)}
     )
-    assert [(b.stage, b.name) for b in blocks(net)] == [("features", "features"), ("fc", "fc")]
+    assert [(b.stage, b.name) for b in parts(net)] == [("features", "features"), ("fc", "fc")]
 
 
 def test_frozen_blocks_have_no_gradient_and_overflown_steps_do_not_count(tmp_path):
     callback = GradNorm(str(tmp_path))
     net = nn.Sequential(nn.Linear(2, 1, bias=False), nn.Linear(1, 1, bias=False))
-    callback._blocks = blocks(net)
+    callback._parts = parts(net)
     net[0].requires_grad_(False)
     for value in (3.0, float("inf"), 5.0):
         net[1].weight.grad = torch.full((1, 1), value)
-        callback._measured.append(_norms(callback._blocks, torch.device("cpu")))
+        callback._measured.append(_norms(callback._parts, torch.device("cpu")))
     assert _mean(torch.stack(callback._measured)) == [0.0, 4.0]
 
 

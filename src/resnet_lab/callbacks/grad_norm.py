@@ -1,8 +1,7 @@
 """How large the gradient is, from the first block to the last."""
 
-from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
@@ -13,42 +12,10 @@ from torch.optim import Optimizer
 from resnet_lab.callbacks.picture import publish
 from resnet_lab.callbacks.tables import EpochTable
 from resnet_lab.charts import GradientLine, gradients
+from resnet_lab.models.parts import Part, parts
 from resnet_lab.style import PALETTE
 
 COLUMNS = ("epoch", "position", "stage", "block", "params", "norm")
-
-
-class Block(NamedTuple):
-    """Some layers of a net that stand together in its depth, and the stage they belong to."""
-
-    stage: str
-    name: str
-    parameters: list[nn.Parameter]
-
-
-def blocks(net: nn.Module) -> list[Block]:
-    """The blocks of a net from input to output, those with parameters.
-
-    They are its children; a Sequential of larger parts than layers is opened. A ResNet gives its
-    stem, "stage1.1", "stage1.2", ..., and its head.
-    """
-    found = []
-    for name, module in _opened("", net):
-        first, *rest = name.split(".")
-        if first == "stages":
-            first, rest = f"stage{int(rest[0]) + 1}", [str(int(n) + 1) for n in rest[1:]]
-        if parameters := list(module.parameters()):
-            found.append(Block(first, ".".join([first, *rest]), parameters))
-    return found
-
-
-def _opened(name: str, module: nn.Module) -> Iterator[tuple[str, nn.Module]]:
-    for child_name, child in module.named_children():
-        path = f"{name}.{child_name}" if name else child_name
-        if isinstance(child, nn.Sequential) and any(list(part.children()) for part in child):
-            yield from _opened(path, child)
-        else:
-            yield path, child
 
 
 class GradNorm(Callback):
@@ -65,14 +32,14 @@ class GradNorm(Callback):
     def __init__(self, run_dir: str, samples: int = 8) -> None:
         self.table = EpochTable(Path(run_dir, "grad_norm.csv"), COLUMNS)
         self.samples = samples
-        self._blocks: list[Block] = []
+        self._parts: list[Part] = []
         self._chosen: set[int] = set()
         self._initial: Tensor | None = None  # [blocks], of the run's first step
         self._measured: list[Tensor] = []  # each [blocks], on the device
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         net: nn.Module = pl_module.net  # type: ignore[assignment]
-        self._blocks = blocks(net)
+        self._parts = parts(net)
         self._measured = [norms.to(pl_module.device) for norms in self._measured]  # when resumed
         if trainer.is_global_zero:
             self.table.resume(trainer.current_epoch)
@@ -93,7 +60,7 @@ class GradNorm(Callback):
     ) -> None:
         batch = trainer.fit_loop.epoch_loop.batch_idx
         if batch // trainer.accumulate_grad_batches in self._chosen:
-            self._measured.append(_norms(self._blocks, pl_module.device))
+            self._measured.append(_norms(self._parts, pl_module.device))
             if trainer.global_step == 0:
                 self._initial = self._measured[0]
 
@@ -112,18 +79,18 @@ class GradNorm(Callback):
             {
                 "epoch": epoch,
                 "position": position,
-                "stage": block.stage,
-                "block": block.name,
-                "params": sum(p.numel() for p in block.parameters),
+                "stage": part.stage,
+                "block": part.name,
+                "params": sum(p.numel() for p in part.module.parameters()),
                 "norm": norm,
             }
-            for position, (block, norm) in enumerate(
-                zip(self._blocks, _mean(measured), strict=True), 1
+            for position, (part, norm) in enumerate(
+                zip(self._parts, _mean(measured), strict=True), 1
             )
         )
         figures = {}
-        for stage in dict.fromkeys(block.stage for block in self._blocks):
-            inside = [i for i, block in enumerate(self._blocks) if block.stage == stage]
+        for stage in dict.fromkeys(part.stage for part in self._parts):
+            inside = [i for i, part in enumerate(self._parts) if part.stage == stage]
             (figures[f"grad_norm/{stage}"],) = _mean(measured[:, inside].norm(dim=1, keepdim=True))
         for logger in trainer.loggers:
             logger.log_metrics(figures, trainer.global_step if epoch else 0)
@@ -136,9 +103,9 @@ class GradNorm(Callback):
         publish(trainer, self.table.path.with_suffix(".png"), lambda: gradients([line]))
 
 
-def _norms(of: list[Block], device: torch.device) -> Tensor:
+def _norms(of: list[Part], device: torch.device) -> Tensor:
     """The norm of each block's gradient [blocks], on the device; 0 where nothing is trained."""
-    gradients = ([p.grad for p in block.parameters if p.grad is not None] for block in of)
+    gradients = ([p.grad for p in part.module.parameters() if p.grad is not None] for part in of)
     nothing = torch.zeros((), device=device)
     return torch.stack([get_total_norm(g) if g else nothing for g in gradients])
 

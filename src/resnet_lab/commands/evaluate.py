@@ -2,7 +2,6 @@
 
 import argparse
 import math
-from collections.abc import Sequence
 from datetime import datetime
 from typing import TYPE_CHECKING, Any
 
@@ -54,30 +53,14 @@ def add(parser: argparse.ArgumentParser) -> None:
 
 def run(options: argparse.Namespace) -> int:
     """Score the run; writes evaluation.json (shares from 0 to 1) and confusion_matrix.csv."""
-    from resnet_lab.data.sources import ImageFolder
     from resnet_lab.files import write_json
     from resnet_lab.run.folder import RunFolder
+    from resnet_lab.run.images import open_split
     from resnet_lab.run.load import load_run
 
     run = load_run(options.run_dir, options.checkpoint, options.overrides, options.trust)
-    data, split = run.datamodule, options.split
-    data.batch_size = 1  # no training batch is made, for which other data may be too few
-    if split == "test":  # then nothing needs to be cut from the training images
-        data.train_size, data.val_size = None, 0
-    if isinstance(data.source, ImageFolder):
-        if data.source.brings("test"):
-            data.test_size = None  # as in training: then nothing is cut for it
-        data.source = data.source.to_evaluate(split, data.test_size is not None)
-    data.setup("test" if split == "test" else "fit")
-    known = run.result.get("class_names", data.class_names)  # earlier runs did not keep them
-    if data.class_names != known:
-        raise UserError(
-            f"the run knows the classes {_some(known)}, but the data has "
-            f"{_some(data.class_names)}; their figures would mean nothing."
-        )
-    if not {"train": data.n_train, "val": data.n_val, "test": data.n_test}[split]:
-        raise UserError(f"--split {split}: this run has no such images (data.val_size=0).")
-
+    split = options.split
+    open_split(run, split)
     figures, confusion = _score(run, split)
     content: dict[str, Any] = {
         "split": split,
@@ -166,10 +149,6 @@ def _mean_with_mirror_image(
 
     pair = torch.stack([logits, net.forward(inputs[0].flip(-1))]).float().log_softmax(-1)
     return pair.logsumexp(0) - math.log(2)
-
-
-def _some(names: Sequence[str]) -> str:
-    return ", ".join(names[:10]) + (f", ... ({len(names)})" if len(names) > 10 else "")
 
 
 def _table(*titles: str) -> Table:

@@ -189,6 +189,14 @@ class ImageDataModule(LightningDataModule):
             folder = entry(self.cache_dir, "statistics", key)
             self.mean, self.std = cached_json(folder, self._measure)
 
+    def thin(self, split: str, most: int) -> None:
+        """Keep at most `most` images of a split, evenly spaced; ahead of its `setup`."""
+        if not hasattr(self, "n_train"):
+            self._cut()
+        kept = self._indices[split]
+        self._indices[split] = kept[np.asarray(evenly_spaced(len(kept), most), np.int64)]
+        setattr(self, f"n_{split}", len(self._indices[split]))
+
     def _cut(self) -> None:
         if isinstance(self.source, ImageFolder):
             self.source, messages = inspect_folder(self.source, self.on_bad_image, self.check)
