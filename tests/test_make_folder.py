@@ -63,6 +63,18 @@ def test_jpeg_has_the_stated_quality_and_the_same_bytes_again(
         assert other.quantization[0][0] < 8
 
 
+def test_only_the_classes_that_are_asked_for(cifar: Path, make: Callable[..., Path]) -> None:  # noqa: F811
+    data = ("data=cifar10", f"data.root={cifar}")
+    everything, some = make("all", *data), make("some", *data, "--classes", "class 7, class 2")
+    expected = {
+        path.relative_to(everything)
+        for path in everything.rglob("*.jpg")
+        if path.parent.name in ("class 2", "class 7")
+    }
+    assert {path.relative_to(some) for path in some.rglob("*.jpg")} == expected
+    assert len(expected) > 2
+
+
 @pytest.mark.slow
 def test_digits_become_an_image_folder_with_their_classes(
     make: Callable[..., Path], tmp_path: Path
@@ -102,6 +114,8 @@ def test_refusals_write_nothing(
     assert "give one folder" in refused("data=digits", "a", "b")
     assert "from 1 to 100" in refused("data=digits", "a", "--quality", "0")
     assert "PNG keeps every pixel" in refused("data=digits", "a", "--format=png", "--quality=9")
+    assert "no such class; Possible: 0" in refused("data=digits", "a", "--classes", "1,cat")
+    assert "two classes or more" in refused("data=digits", "a", "--classes", "1")
     for split in ("train", "test"):
         (tmp_path / "there" / split / "cat").mkdir(parents=True)
     assert "is a folder of images" in refused("data=imagefolder", "data.root=there", "a")

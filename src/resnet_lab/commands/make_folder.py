@@ -2,7 +2,7 @@
 
 import argparse
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -11,6 +11,7 @@ from resnet_lab.commands._new_folder import new_folder, refuse_existing_folder
 from resnet_lab.config.check import check
 from resnet_lab.config.compose import compose, pasted
 from resnet_lab.config.errors import UserError
+from resnet_lab.config.suggest import offer
 from resnet_lab.files import printable
 from resnet_lab.screen import console
 
@@ -31,15 +32,19 @@ def add(parser: argparse.ArgumentParser) -> None:
         "of quality 75 with subsampling 4:2:0, is that of the CIFAR-10 folder that the figures of "
         "docs/results.md were measured on. The same Pillow writes the same bytes.",
         "resnet-lab make-folder data=cifar10 data/cifar10-jpeg\n"
-        "resnet-lab make-folder data=digits digits --format png",
+        "resnet-lab make-folder data=digits digits --format png\n"
+        "resnet-lab make-folder data=cifar10 data/pets --classes cat,dog",
     )
     add_overrides(parser, "the new folder, and a data config as for train.py")
-    parser.usage = "%(prog)s data=NAME [KEY=VALUE ...] DIR [--format jpeg|png] [--quality N]"
+    parser.usage = "%(prog)s data=NAME [KEY=VALUE ...] DIR [options]"
     parser.add_argument(
         "--format", choices=["jpeg", "png"], default="jpeg", help="png keeps every pixel (jpeg)"
     )
     parser.add_argument(
         "--quality", type=int, metavar="N", help=f"of JPEG, from 1 to 100 ({QUALITY})"
+    )
+    parser.add_argument(
+        "--classes", metavar="A,B,...", help="only images of these classes (all of them)"
     )
 
 
@@ -65,13 +70,15 @@ def run(options: argparse.Namespace) -> int:
     if isinstance(source, ImageFolder):
         raise UserError(f"data={choices['data']} is a folder of images already; give another data=")
     names = _folder_names(source.class_names)
+    kept = _kept(source.class_names, options.classes)
     counts = {}
     with new_folder(out) as folder:
         for split in source.splits:
-            counts[split] = write(source, split, names, folder / split, options.format, quality)
+            chosen = {label: names[label] for label in kept}
+            counts[split] = write(source, split, chosen, folder / split, options.format, quality)
     images = ", ".join(f"{n:,} {split}" for split, n in counts.items())
     kind = f"JPEG, quality {quality}, {SUBSAMPLING}" if options.format == "jpeg" else "PNG"
-    console.print(f"{printable(str(out))}: {images}; {len(names)} classes; {kind}", soft_wrap=True)
+    console.print(f"{printable(str(out))}: {images}; {len(kept)} classes; {kind}", soft_wrap=True)
     console.print("train on it:", soft_wrap=True)
     command = f"resnet-lab train data=imagefolder {pasted('data.root', str(out))} model=resnet20"
     console.print(f"  {command}", soft_wrap=True)
@@ -79,19 +86,20 @@ def run(options: argparse.Namespace) -> int:
 
 
 def write(
-    source: "Source", split: str, names: Sequence[str], folder: Path, form: str, quality: int
+    source: "Source", split: str, names: Mapping[int, str], folder: Path, form: str, quality: int
 ) -> int:
     """Write the images of a split into a folder per class, and return how many there are.
 
     Args:
-        names: of the folders, in the order of the labels.
+        names: of the folders, by label; images of other labels are left out.
         folder: of the split; it is made.
         form: "jpeg" or "png".
     """
     from resnet_lab.data.cache import in_threads
 
     labels = source.labels(split).tolist()
-    for label in sorted(set(labels)):
+    chosen = [index for index, label in enumerate(labels) if label in names]
+    for label in sorted({labels[index] for index in chosen}):
         (folder / names[label]).mkdir(parents=True)
     ending = "jpg" if form == "jpeg" else "png"
 
@@ -104,9 +112,22 @@ def write(
             else:
                 image.save(path, "PNG")
 
-    for _ in in_threads(save, range(len(labels)), f"writing {len(labels):,} images of {split}"):
+    for _ in in_threads(save, chosen, f"writing {len(chosen):,} images of {split}"):
         pass
-    return len(labels)
+    return len(chosen)
+
+
+def _kept(class_names: Sequence[str], classes: str | None) -> list[int]:
+    """The labels of the classes that are asked for; UserError where one does not exist."""
+    if classes is None:
+        return list(range(len(class_names)))
+    wanted = [name.strip() for name in classes.split(",")]
+    for name in wanted:
+        if name not in class_names:
+            raise UserError(f"--classes {name}: there is no such class; {offer(name, class_names)}")
+    if len(kept := sorted({class_names.index(name) for name in wanted})) < 2:
+        raise UserError(f"--classes {classes}: give two classes or more.")
+    return kept
 
 
 def _folder_names(class_names: Sequence[str]) -> list[str]:
