@@ -9,6 +9,14 @@ from importlib import import_module
 from pathlib import Path
 
 FOLDER = Path(__file__).with_name("commands")
+# As --help lists them.
+GROUPS = {
+    "train, and use what was trained": "train evaluate predict export find-lr",
+    "follow and compare runs": "runs diff report ui tensorboard rerun power",
+    "see what a net does": "summary signals schedule look landscape lesion explain cka features",
+    "trust its figures": "calibration corruptions agreement",
+    "prepare": "new stats split make-folder completion",
+}
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -24,13 +32,19 @@ def main(arguments: Sequence[str] | None = None) -> int:
         train(words[1:])
         return 0
     parser = argparse.ArgumentParser(
-        prog="resnet-lab", description="Train residual networks, and work with what was trained."
+        prog="resnet-lab",
+        usage="resnet-lab [-h] COMMAND ...",
+        description="Train residual networks, and work with what was trained.",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        epilog=_listed() if words[:1] in (["-h"], ["--help"]) else "",
     )
     usage = ""  # of the command that is called
-    commands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
+    commands = parser.add_subparsers(
+        prog="resnet-lab", required=True, metavar="COMMAND", help=argparse.SUPPRESS
+    )
     for path in sorted(FOLDER.glob("[!_]*.py")):
         name = path.stem.replace("_", "-")
-        command = commands.add_parser(name, help=_first_line(path))
+        command = commands.add_parser(name)
         if words[:1] == [name]:
             module = import_module(f"resnet_lab.commands.{path.stem}")
             module.add(command)
@@ -64,8 +78,18 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return status
 
 
-def _first_line(path: Path) -> str:
-    """What the file says of itself, read without importing it: "labels of any images"."""
+def _listed() -> str:
+    """All commands in their groups, each with its first line."""
+    lines = []
+    for group, names in GROUPS.items():
+        lines += ["", f"{group}:"]
+        lines += [f"  {name:<13}{_first_line(name)}" for name in names.split() if (FOLDER / f"{name.replace('-', '_')}.py").exists()]
+    return "\n".join([*lines, "", "resnet-lab COMMAND --help says more."])[1:]
+
+
+def _first_line(name: str) -> str:
+    """What a command's file says of itself, read without importing it: "labels of any images"."""
+    path = FOLDER / f"{name.replace('-', '_')}.py"
     line = (ast.get_docstring(ast.parse(path.read_text("utf-8"))) or "").partition("\n")[0]
     return line[:1].lower() + line[1:].rstrip(".")
 
