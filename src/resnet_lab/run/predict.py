@@ -124,14 +124,29 @@ def fitted(image: Image.Image, size: int, number: int) -> Picture:
     return Picture(Path(str(number)), pixels, thumbnail)
 
 
+def folder_class(picture: Picture, class_names: Sequence[str]) -> str | None:
+    """The name of its file's folder, if a class is called so, as in test/cat/1.jpg."""
+    folder = printable(picture.path.absolute().parent.name)
+    in_memory = picture.path.name.isdecimal()  # a number in place of a name
+    return folder if folder in class_names and not in_memory else None
+
+
+def seen(picture: Picture, size: int) -> np.ndarray:
+    """What the net sees of a picture with a thumbnail, uint8 [side, side, 3] of the thumbnail."""
+    assert picture.thumbnail is not None
+    width, height = picture.thumbnail.size
+    side = max(1, round(min(width, height) * evaluation_zoom(size)))
+    left, top = (width - side) // 2, (height - side) // 2
+    return np.asarray(picture.thumbnail.crop((left, top, left + side, top + side)))
+
+
 def tile(
     picture: Picture, labels: Labels, class_names: Sequence[str], truth: str | None = None
 ) -> Tile:
     """The picture with its likeliest label, and whether that is right, where it is known.
 
     Args:
-        truth: what it is; by default the name of its file's folder, if a class is called so, as in
-            test/cat/1.jpg.
+        truth: what it is; by default its `folder_class`.
     """
     path = picture.path
     is_file = not path.name.isdecimal()  # a picture in memory has a number in place of a name
@@ -140,9 +155,7 @@ def tile(
         return Tile(None, "cannot be read", name)
     label, probability = labels[0]
     text = f"{shortened(label, 20)}  {probability:.0%}"
-    folder = printable(path.absolute().parent.name)
-    if truth is None and is_file and folder in class_names:
-        truth = folder
+    truth = folder_class(picture, class_names) if truth is None else truth
     if truth is not None:
         verdict = "right" if truth == label else f"wrong, it is {shortened(truth, 18)}"
         text = f"{text}\n{verdict}"
