@@ -10,7 +10,7 @@ from omegaconf import DictConfig, OmegaConf
 from rich import box
 from rich.table import Table
 
-from resnet_lab.commands import add_overrides, describe
+from resnet_lab.commands import _analysis, add_overrides, describe
 from resnet_lab.config.check import PRETRAINED
 from resnet_lab.config.compose import CONF, VERSION_BASE, compose
 from resnet_lab.config.errors import UserError
@@ -19,8 +19,11 @@ from resnet_lab.screen import console
 from resnet_lab.sweep.grid import points, swept_keys
 
 if TYPE_CHECKING:
+    from torch import nn
+
     from resnet_lab.models.complexity import Section  # imports torch
 
+BATCH = 32  # images, in the shapes of drawings
 NOTE = (
     "Multiply-adds are those of convolutions, linear layers and attention, for one image; norms, "
     "activations and sums are left out."
@@ -32,33 +35,74 @@ def add(parser: argparse.ArgumentParser) -> None:
         parser,
         "A table of one net, or of several, section by section. No data is read and no weight is "
         "made, so the largest net takes no longer than the smallest. Image size and classes are "
-        "those of the data config (data=digits, where none is named).",
+        "those of the data config (data=digits, where none is named). With --blocks also every "
+        "step with the shape of what it puts out, as text, and as pictures (SVG and PNG) of the "
+        "net, its stem, each kind of block and its head.",
         "resnet-lab summary model=resnet50 --image-size 224 --classes 1000\n"
         "resnet-lab summary model=resnet20,resnet56 model.shortcut=A,B   all combinations\n"
-        "resnet-lab summary 'model=glob(resnet*)'",
+        "resnet-lab summary 'model=glob(resnet*)'\n"
+        "resnet-lab summary model=resnet50 --image-size 224 --classes 1000 --blocks",
     )
     add_overrides(parser, "a config as for train.py; several values as for a sweep: all of them")
     parser.add_argument("--image-size", type=int, metavar="PIXELS", help="side of the images")
     parser.add_argument("--classes", type=int, metavar="N", help="the size of the logits")
+    parser.add_argument("--blocks", action="store_true", help="draw the nets, step by step")
+    parser.add_argument(
+        "--batch", type=int, metavar="N", help="images of a batch, the first number of shapes (32)"
+    )
+    _analysis.add_out(parser)
 
 
 def run(options: argparse.Namespace) -> int:
-    for option in ("image_size", "classes"):
+    for option in ("image_size", "classes", "batch"):
         value = getattr(options, option)
         if value is not None and value < 1:
             raise UserError(f"--{option.replace('_', '-')} {value}: must be 1 or more.")
+    of_drawings = {"batch": None, "out": None, "language": "en"}
+    for option, default in of_drawings.items():
+        value = getattr(options, option)
+        if value != default and not options.blocks:
+            raise UserError(f"--{option} {value}: this is for drawings; add --blocks.")
+    _analysis.refuse_filled(options.out)
     nets = measure(options.overrides, options.image_size, options.classes)
     console.print(table(nets))
     console.print(NOTE, soft_wrap=True)
+    if options.blocks:
+        _draw(nets, options)
     return 0
 
 
+def _draw(nets: Sequence["Net"], options: argparse.Namespace) -> None:
+    """The nets as text on the screen, and as pictures in a folder."""
+    from resnet_lab.analysis import blocks_picture, blocks_text, tracing
+    from resnet_lab.analysis.blocks_sections import arrange
+    from resnet_lab.language import translator
+
+    say = translator(options.language, blocks_picture.KOREAN)
+    outlines = []
+    for net in nets:
+        image = (options.batch or BATCH, *net.image)
+        chain, blocks = tracing.trace(net.module, image)
+        outlines.append(arrange(net.label, image, chain, blocks, net.costs()["total"][0]))
+    for outline in outlines:
+        console.print()
+        for line in blocks_text.lines(outline, say, console.width):
+            console.print(line, soft_wrap=True)
+    folder = _analysis.result_folder(options, "blocks")
+    blocks_picture.write(outlines, folder, say)
+    console.print(f"\nwritten     {folder}", soft_wrap=True)
+
+
 class Net(NamedTuple):
-    """One net of the summary. `image`: the shape of what it sees, (channels, height, width)."""
+    """One net of the summary.
+
+    `image`: the shape of what it sees, (channels, height, width). `module`: on the meta device.
+    """
 
     label: str
     image: tuple[int, int, int]
     sections: "list[Section]"
+    module: "nn.Module"
 
     def costs(self) -> dict[str, tuple[int, int]]:
         """Parameters and multiply-adds of each section, and of all as "total"."""
@@ -100,8 +144,9 @@ def measure(
     for label, cfg in configs:
         cfg = build.follow_trunk(cfg)  # it may be a run's net, and say how large images are
         side, channels = cfg.data.image_size, cfg.model.get("in_channels") or 3
-        net = Net(label, (channels, side, side), breakdown(build.outline(cfg), side, channels))
-        nets.append(net)
+        module = build.outline(cfg)
+        sections = breakdown(module, side, channels)
+        nets.append(Net(label, (channels, side, side), sections, module))
     return nets
 
 
