@@ -83,7 +83,7 @@ def _listed() -> str:
     lines = []
     for group, names in GROUPS.items():
         lines += ["", f"{group}:"]
-        lines += [f"  {name:<13}{_first_line(name)}" for name in names.split() if (FOLDER / f"{name.replace('-', '_')}.py").exists()]
+        lines += [f"  {name:<13}{_first_line(name)}" for name in names.split()]
     return "\n".join([*lines, "", "resnet-lab COMMAND --help says more."])[1:]
 
 
