@@ -186,7 +186,6 @@ def test_options_of_lightnings_trainer_are_taken(config, monkeypatch, tmp_path):
 BUILT = {
     "cifar10_short",
     "he2015/recipe",
-    "rsb/a3",
     "textbook_cnn",
     "small_folder",
     "overfit_one_batch",

@@ -366,7 +366,8 @@ def test_the_narrowest_nets_train_in_channels_last(shortcut):
     assert all(torch.isfinite(p.grad).all() for p in net.parameters())
 
 
-@pytest.mark.parametrize("block", slow_except(("basic",), BLOCKS))
+@pytest.mark.slow
+@pytest.mark.parametrize("block", BLOCKS)
 def test_a_net_compiles_as_one_graph(block):
     graphs = []
 

@@ -402,6 +402,7 @@ ALL = (
         ),
     ],
 )
+@pytest.mark.slow
 def test_a_stopped_run_goes_on_bit_for_bit(tmp_path, overrides):
     options = (*TINY, *overrides, "trainer.max_epochs=3", "callbacks=[checkpoints,epoch_log]")
     for name, more in (

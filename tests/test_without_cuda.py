@@ -372,6 +372,7 @@ def test_a_gpu_that_others_hold_is_named_before_anything_runs(
         slow("trainer.precision=bf16-mixed", "model.norm=none", "model.zero_init_residual=true"),
     ],
 )
+@pytest.mark.slow
 def test_a_replayed_run_equals_the_other_bit_for_bit(train, tmp_path, overrides):
     _, world = train("graph", "cuda_graph=true", *overrides)
     train("eager", "cuda_graph=false", *overrides)

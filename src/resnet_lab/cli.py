@@ -43,7 +43,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         prog="resnet-lab", required=True, metavar="COMMAND", help=argparse.SUPPRESS
     )
     for path in sorted(FOLDER.glob("[!_]*.py")):
-        name = path.stem.replace("_", "-")
+        name = _name(path)
         command = commands.add_parser(name)
         if words[:1] == [name]:
             module = import_module(f"resnet_lab.commands.{path.stem}")
@@ -79,17 +79,24 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _listed() -> str:
-    """All commands in their groups, each with its first line."""
+    """All commands in their groups, each with its first line; those of no group come last."""
+    there = {_name(path): path for path in sorted(FOLDER.glob("[!_]*.py"))}
+    groups = {group: names.split() for group, names in GROUPS.items()}
+    grouped = {name for names in groups.values() for name in names}
     lines = []
-    for group, names in GROUPS.items():
-        lines += ["", f"{group}:"]
-        lines += [f"  {name:<13}{_first_line(name)}" for name in names.split()]
+    for group, names in (*groups.items(), ("more", [*there.keys() - grouped])):
+        if found := [name for name in names if name in there]:
+            lines += ["", f"{group}:"]
+            lines += [f"  {name:<13}{_first_line(there[name])}" for name in found]
     return "\n".join([*lines, "", "resnet-lab COMMAND --help says more."])[1:]
 
 
-def _first_line(name: str) -> str:
+def _name(path: Path) -> str:
+    return path.stem.replace("_", "-")
+
+
+def _first_line(path: Path) -> str:
     """What a command's file says of itself, read without importing it: "labels of any images"."""
-    path = FOLDER / f"{name.replace('-', '_')}.py"
     line = (ast.get_docstring(ast.parse(path.read_text("utf-8"))) or "").partition("\n")[0]
     return line[:1].lower() + line[1:].rstrip(".")
 
