@@ -21,6 +21,7 @@ from matplotlib.ticker import MaxNLocator
 from PIL import Image
 
 from resnet_lab.files import printable, replacing
+from resnet_lab.language import Translate
 from resnet_lab.style import GRID, INK, MUTED, STYLE, log_limits
 
 log = logging.getLogger(__name__)
@@ -117,6 +118,14 @@ def write_png(path: Path, draw: Callable[[], Figure]) -> np.ndarray:
 
 def shortened(text: str, most: int) -> str:
     return text if len(text) <= most else text[: most - 1] + "\N{HORIZONTAL ELLIPSIS}"
+
+
+def stage_name(stage: str, say: Translate, most: int = 14) -> str:
+    """ "stage2" -> "stage 2", in the picture's language; other names at most `most` long."""
+    number = stage.removeprefix("stage")
+    if number.isdecimal():
+        return say("stage {number}", number=number)
+    return shortened(printable(say(stage)), most)
 
 
 # ------------------------------------------------------------------ pictures side by side

@@ -8,7 +8,7 @@ import json
 import os
 import re
 import stat
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import IO, Any
 
@@ -119,6 +119,14 @@ def _clean(node: Any) -> Any:
     if isinstance(node, dict):
         return {printable(name): _clean(child) for name, child in node.items()}
     return node
+
+
+def write_rows(path: Path, columns: Sequence[str], rows: Iterable[Iterable[Any]]) -> None:
+    """Write a CSV file with a header, whole or not at all."""
+    with replacing(path, newline="") as file:
+        writer = csv.writer(file)
+        writer.writerow(columns)
+        writer.writerows(rows)
 
 
 def read_rows(path: Path) -> list[dict[str, str]]:

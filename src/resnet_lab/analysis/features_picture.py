@@ -10,8 +10,7 @@ from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
-from resnet_lab.analysis.similarity_picture import stage_name
-from resnet_lab.charts import shortened
+from resnet_lab.charts import shortened, stage_name
 from resnet_lab.files import printable
 from resnet_lab.language import Translate
 from resnet_lab.style import GRID, INK, MUTED, PALETTE

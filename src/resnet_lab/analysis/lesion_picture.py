@@ -12,7 +12,7 @@ from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 from matplotlib.ticker import MaxNLocator
 
-from resnet_lab.charts import shortened
+from resnet_lab.charts import shortened, stage_name
 from resnet_lab.files import printable
 from resnet_lab.language import Translate
 from resnet_lab.style import GRID, MUTED, PALETTE, PAPER, log_limits
@@ -138,7 +138,7 @@ def _name_stages(axes: Axes, stages: Sequence[str], say: Translate) -> None:
     for stage, group in groupby(stages):
         width = len(list(group))
         centres.append(edge + width / 2)
-        names.append(say("stage {number}", number=stage.removeprefix("stage")))
+        names.append(stage_name(stage, say))
         edge += width
         axes.axvline(edge, color=GRID, lw=1, zorder=0)
     axes.grid(axis="x", visible=False)

@@ -12,7 +12,6 @@ from resnet_lab.config.errors import UserError
 from resnet_lab.data.batches import Part, Rows
 from resnet_lab.data.datamodule import ImageDataModule
 from resnet_lab.data.plan import TrainPlan
-from resnet_lab.data.policies import Augmentation
 from resnet_lab.data.statistics import evenly_spaced
 
 
@@ -51,7 +50,7 @@ def rows(data: ImageDataModule, images: int, epochs: int) -> list[Row]:
     if images > data.n_train:
         raise UserError(f"--images {images}: there are {data.n_train:,} training images.")
     part = data.train_dataloader().part
-    plans = [_plan(data, part, epoch) for epoch in range(epochs)]
+    plans = [data.train_plan(epoch) for epoch in range(epochs)]
     visits = [_visits(plan) for plan in plans]
     found = []
     for index in evenly_spaced(data.n_train, images):
@@ -62,21 +61,6 @@ def rows(data: ImageDataModule, images: int, epochs: int) -> list[Row]:
         ]
         found.append(Row(_look(data, _batch(part, as_it_is)), looks))
     return found
-
-
-def _plan(data: ImageDataModule, part: Part, epoch: int) -> TrainPlan:
-    """That of `data.train_dataloader` in an epoch; epochs count from 0."""
-    augmentation = Augmentation(data.augment, data.image_size)
-    return TrainPlan(
-        data.n_train,
-        data.batch_size,
-        data.seed,
-        epoch,
-        streams=augmentation.streams,
-        mixing=augmentation.mixing,
-        repeats=data.augment.repeats,
-        labels=part.labels if data.balance else None,
-    )
 
 
 def _visits(plan: TrainPlan) -> np.ndarray:

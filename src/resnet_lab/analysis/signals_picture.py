@@ -10,7 +10,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import NullLocator
 
-from resnet_lab.charts import shortened
+from resnet_lab.charts import shortened, stage_name
 from resnet_lab.files import printable
 from resnet_lab.language import Translate
 from resnet_lab.style import GRID, MUTED, PALETTE, log_limits
@@ -172,15 +172,10 @@ class _Depth:
             axes.axvline(edge, color=GRID, lw=1, zorder=0)
         axes.grid(axis="x", visible=False)
         axes.set_xlim(0, edge)
-        axes.set_xticks(centres, [_stage(name, self.say) for name in self.names], fontsize=8)
+        axes.set_xticks(
+            centres, [stage_name(name, self.say, 12) for name in self.names], fontsize=8
+        )
         axes.tick_params(axis="x", length=0)
-
-
-def _stage(name: str, say: Translate) -> str:
-    number = name.removeprefix("stage")
-    if number.isdecimal():
-        return say("stage {number}", number=number)
-    return shortened(printable(say(name)), 12)
 
 
 def _mean(values: Sequence[float], mean: Callable[[Sequence[float]], float]) -> float:

@@ -8,7 +8,7 @@ from matplotlib import colormaps
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from resnet_lab.charts import shortened
+from resnet_lab.charts import shortened, stage_name
 from resnet_lab.files import printable
 from resnet_lab.language import Translate
 from resnet_lab.style import GRID
@@ -83,11 +83,3 @@ def stage_ticks(
         edges.append(start - 0.5)
         start += n
     return middles, names, edges[1:]
-
-
-def stage_name(stage: str, say: Translate) -> str:
-    """ "stage2" -> "stage 2", in the picture's language."""
-    number = stage.removeprefix("stage")
-    if number.isdecimal():
-        return say("stage {number}", number=number)
-    return shortened(printable(say(stage)), 14)

@@ -12,8 +12,8 @@ from matplotlib.figure import Figure
 from torch import Tensor, nn
 
 from resnet_lab.callbacks.picture import publish
-from resnet_lab.callbacks.tables import write_rows
 from resnet_lab.charts import shortened
+from resnet_lab.files import write_rows
 from resnet_lab.style import PAPER
 
 MOST_COUNTS, MOST_NAMES = 20, 100  # classes up to which cells show counts, and axes names

@@ -1,23 +1,14 @@
 """CSV files of a run folder."""
 
-import csv
 import logging
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from resnet_lab.config.errors import UserError
-from resnet_lab.files import read_rows, replacing
+from resnet_lab.files import read_rows, write_rows
 
 log = logging.getLogger(__name__)
-
-
-def write_rows(path: Path, columns: Sequence[str], rows: Iterable[Iterable[Any]]) -> None:
-    """Write a CSV file with a header, whole or not at all."""
-    with replacing(path, newline="") as file:
-        writer = csv.writer(file)
-        writer.writerow(columns)
-        writer.writerows(rows)
 
 
 class EpochTable:

@@ -1,12 +1,14 @@
 """What the commands that look into finished runs share: arguments, and where results go."""
 
 import argparse
+from collections.abc import Iterable
 from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from resnet_lab.config.compose import quoted
 from resnet_lab.config.errors import UserError
+from resnet_lab.files import write_rows
 from resnet_lab.language import LANGUAGES
 
 if TYPE_CHECKING:  # which imports torch
@@ -104,3 +106,12 @@ def refuse_filled(folder: Path | None) -> None:
         return
     if not folder.is_dir() or any(folder.iterdir()):
         raise UserError(f"--out {folder}: there is something already; name a new folder.")
+
+
+def write_csv(path: Path, header: str, rows: Iterable[Iterable[object]]) -> None:
+    """A CSV file with the columns of `header`, split at spaces; numbers with six digits."""
+    write_rows(
+        path,
+        header.split(),
+        ([f"{cell:.6g}" if isinstance(cell, float) else cell for cell in row] for row in rows),
+    )

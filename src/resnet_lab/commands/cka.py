@@ -1,14 +1,13 @@
 """How alike the layers of one net, or of two, represent images (linear CKA)."""
 
 import argparse
-import csv
 from typing import TYPE_CHECKING
 
 from rich.table import Table
 
 from resnet_lab.commands import _analysis, describe
 from resnet_lab.config.errors import UserError
-from resnet_lab.files import printable, replacing
+from resnet_lab.files import printable
 from resnet_lab.screen import console
 
 if TYPE_CHECKING:
@@ -67,10 +66,7 @@ def run(options: argparse.Namespace) -> int:
         _show(names[one], names[two], means, nets[one], nets[two])
     folder = _analysis.result_folder(options, "cka")
     charts.write_png(folder / "cka.png", lambda: similarity_picture.draw(heats, n, say))
-    with replacing(folder / "cka.csv", newline="") as file:
-        writer = csv.writer(file, lineterminator="\n")
-        writer.writerow(["net", "part", "other_net", "other_part", "cka"])
-        writer.writerows(rows)
+    _analysis.write_csv(folder / "cka.csv", "net part other_net other_part cka", rows)
     console.print(f"written     {folder}", soft_wrap=True)
     return 0
 

@@ -1,14 +1,13 @@
 """Heat maps of what a net looks at in its right and wrong answers (Grad-CAM)."""
 
 import argparse
-import csv
 from typing import TYPE_CHECKING
 
 from rich.table import Table
 
 from resnet_lab.commands import _analysis, describe
 from resnet_lab.config.errors import UserError
-from resnet_lab.files import printable, replacing
+from resnet_lab.files import printable
 from resnet_lab.screen import console
 
 if TYPE_CHECKING:
@@ -94,10 +93,8 @@ def run(options: argparse.Namespace) -> int:
 
     folder = _analysis.result_folder(options, "explain")
     charts.write_png(folder / "gradcam.png", lambda: gradcam_picture.draw(blocks, say))
-    with replacing(folder / "gradcam.csv", newline="") as file:
-        writer = csv.writer(file, lineterminator="\n")
-        writer.writerow(["image", "true_class", "class", "probability", "map_maximum"])
-        writer.writerows([n, t, c, f"{p:.6f}", f"{m:.6g}"] for n, t, c, p, m in table)
+    header = "image true_class class probability map_maximum"
+    _analysis.write_csv(folder / "gradcam.csv", header, table)
     _show(table, len(labels), float((probabilities.argmax(dim=1) == labels).double().mean()))
     if control is not None:
         alike = gradcam.correlation(maps[:, 0], control)

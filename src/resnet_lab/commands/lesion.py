@@ -1,8 +1,7 @@
 """What a net does without some of its blocks, or with blocks in another order."""
 
 import argparse
-import csv
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from statistics import fmean, median
 from typing import TYPE_CHECKING
@@ -11,7 +10,7 @@ from rich.table import Table
 
 from resnet_lab.commands import _analysis, describe
 from resnet_lab.config.errors import UserError
-from resnet_lab.files import printable, replacing
+from resnet_lab.files import printable
 from resnet_lab.screen import console
 
 if TYPE_CHECKING:
@@ -100,7 +99,7 @@ def _study(subject: "Subject", name: str, options: argparse.Namespace) -> "Net":
 def _write(folder: Path, runs: Sequence[str], nets: Sequence["Net"]) -> None:
     """One CSV for each part of the picture; errors are shares, from 0 to 1."""
     pairs = list(zip(map(printable, runs), nets, strict=True))
-    _csv(
+    _analysis.write_csv(
         folder / "blocks.csv",
         "run block changes_shape error whole_net_error",
         (
@@ -109,12 +108,12 @@ def _write(folder: Path, runs: Sequence[str], nets: Sequence["Net"]) -> None:
             for single in net.lesions.single
         ),
     )
-    _csv(
+    _analysis.write_csv(
         folder / "several.csv",
         "run blocks_left_out error",
         ((run, draw.size, draw.error) for run, net in pairs for draw in net.lesions.several),
     )
-    _csv(
+    _analysis.write_csv(
         folder / "swaps.csv",
         "run swaps kendall_tau error",
         (
@@ -124,7 +123,7 @@ def _write(folder: Path, runs: Sequence[str], nets: Sequence["Net"]) -> None:
         ),
     )
     if any(net.paths for _, net in pairs):
-        _csv(
+        _analysis.write_csv(
             folder / "paths.csv",
             "run branches paths gradient share_of_paths share_of_gradient",
             (
@@ -139,14 +138,6 @@ def _write(folder: Path, runs: Sequence[str], nets: Sequence["Net"]) -> None:
                 )
             ),
         )
-
-
-def _csv(path: Path, header: str, rows: Iterable[Sequence[object]]) -> None:
-    with replacing(path, newline="") as file:
-        writer = csv.writer(file, lineterminator="\n")
-        writer.writerow(header.split())
-        for row in rows:
-            writer.writerow([f"{cell:.6g}" if isinstance(cell, float) else cell for cell in row])
 
 
 def _show(nets: Sequence["Net"], images: int, split: str) -> None:

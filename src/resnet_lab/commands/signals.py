@@ -1,7 +1,6 @@
 """How signals pass through nets that are not trained: gradients, activations, dead ReLUs."""
 
 import argparse
-import csv
 import math
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
@@ -12,7 +11,7 @@ from rich.table import Table
 
 from resnet_lab.commands import _analysis, _configs, add_overrides, describe
 from resnet_lab.config.errors import UserError
-from resnet_lab.files import printable, replacing
+from resnet_lab.files import printable
 from resnet_lab.language import Translate
 from resnet_lab.screen import console
 
@@ -141,7 +140,7 @@ def _write(folder: Path, nets: "Sequence[Net]", seeds: Sequence[int]) -> None:
         for net, seed in zip(nets, seeds, strict=True)
         for i, signals in enumerate(net.runs)
     ]
-    _csv(
+    _analysis.write_csv(
         folder / "signals.csv",
         "net seed part gradient activation rank dead",
         (
@@ -150,7 +149,7 @@ def _write(folder: Path, nets: "Sequence[Net]", seeds: Sequence[int]) -> None:
             for row in zip(of.names, of.gradient, of.activation, of.rank, of.dead, strict=True)
         ),
     )
-    _csv(
+    _analysis.write_csv(
         folder / "correlation.csv",
         "net seed distance correlation",
         (
@@ -159,14 +158,6 @@ def _write(folder: Path, nets: "Sequence[Net]", seeds: Sequence[int]) -> None:
             for row in zip(DISTANCES, of.correlation, strict=True)
         ),
     )
-
-
-def _csv(path: Path, header: str, rows: Iterable[Sequence[object]]) -> None:
-    with replacing(path, newline="") as file:
-        writer = csv.writer(file, lineterminator="\n")
-        writer.writerow(header.split())
-        for row in rows:
-            writer.writerow([f"{cell:.6g}" if isinstance(cell, float) else cell for cell in row])
 
 
 def _show(nets: "Sequence[Net]") -> None:

@@ -274,19 +274,7 @@ class ImageDataModule(LightningDataModule):
     def train_dataloader(self) -> Batches:
         """Training batches from where the trainer stands in its epoch (after a resume)."""
         state = {"n_train": self.n_train, "batch_size": self.batch_size, "seed": self.seed}
-        augmentation = self._augmentations[self.image_size]
-        part = self._parts["train"]
-        first_plan = TrainPlan(
-            self.n_train,
-            self.batch_size,
-            self.seed,
-            epoch=0,
-            **self._ranks(),
-            streams=augmentation.streams,
-            mixing=augmentation.mixing,
-            repeats=self.augment.repeats,
-            labels=part.labels if self.balance else None,
-        )
+        first_plan = self.train_plan(0)
 
         def rows() -> Iterator[Rows]:
             epoch = start = 0
@@ -305,6 +293,21 @@ class ImageDataModule(LightningDataModule):
                 yield Rows(images, draws=draws, mixed=mixed, size=size)
 
         return self._batches("train", Steps(rows, len(first_plan)), state)
+
+    def train_plan(self, epoch: int) -> TrainPlan:
+        """Which images an epoch's steps see, with which draws; epochs count from 0."""
+        augmentation = self._augmentations[self.image_size]
+        return TrainPlan(
+            self.n_train,
+            self.batch_size,
+            self.seed,
+            epoch,
+            **self._ranks(),
+            streams=augmentation.streams,
+            mixing=augmentation.mixing,
+            repeats=self.augment.repeats,
+            labels=self._parts["train"].labels if self.balance else None,
+        )
 
     def val_dataloader(self) -> Batches | list[None]:
         """Validation batches, or no loader where there is nothing to validate on."""
