@@ -92,8 +92,8 @@ tensorboard: $(READY) ## Open TensorBoard on localhost: LOGDIR=outputs PORT=6006
 results: $(READY) ## Rebuild docs/results.md from the result files beside it, in seconds
 	@$(BIN)/python docs/results/build.py
 
-results-runs: $(READY) ## Run the experiments of docs/results.md: ROOT=data/cifar10-jpeg (a day)
-	@PATH="$(abspath $(BIN)):$$PATH" ROOT=$(ROOT) sh docs/results/run.sh
+results-runs: $(READY) ## Run what is missing of docs/results.md: ROOT=data/cifar10-jpeg ONLY="depth augment" (days on a CPU)
+	@PATH="$(abspath $(BIN)):$$PATH" ROOT=$(ROOT) sh docs/results/run.sh $(ONLY)
 
 constraints: ## Pin the newest versions in constraints.txt (needs uv)
 	uv pip compile -q --upgrade --universal --extra dev --no-annotate --no-header --no-emit-index-url \

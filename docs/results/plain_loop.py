@@ -3,8 +3,9 @@
     python docs/results/plain_loop.py data/cifar10-jpeg outputs/plain --seed 0 --epochs 3
 
 Float32, torchvision's transforms on PIL images in two worker processes, loss and accuracy read
-after every step. The net is this project's, and recipe and files are those of
-`experiment=cifar10_short` with `data.val_size=0.1`: what docs/results.md compares is the loop.
+after every step; on a GPU where there is one. The net is this project's, and recipe and files are
+those of `experiment=cifar10_short` with `data.val_size=0.1`: what docs/results.md compares is the
+loop.
 Writes result.json and metrics.csv with columns that a run of ours has.
 """
 
@@ -24,6 +25,7 @@ from resnet_lab.models.resnet import cifar_resnet
 
 MEAN, STD = (0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616)  # of CIFAR-10's training images
 LR, BATCH, VAL_SIZE = 0.3, 128, 5000
+DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 COLUMNS = ("epoch", "train/loss", "train/acc", "val/loss", "val/acc", "train_seconds")
 
 
@@ -32,7 +34,8 @@ def evaluate(net: nn.Module, loader: DataLoader, criterion: nn.Module) -> tuple[
     net.eval()
     loss, correct, count = 0.0, 0, 0
     with torch.no_grad():
-        for images, labels in loader:
+        for batch in loader:
+            images, labels = (part.to(DEVICE) for part in batch)
             outputs = net(images)
             loss += criterion(outputs, labels).item() * len(labels)
             correct += (outputs.argmax(1) == labels).sum().item()
@@ -62,7 +65,7 @@ def main() -> None:
     val_loader = DataLoader(val_set, BATCH, num_workers=2)
     test_loader = DataLoader(test_set, BATCH, num_workers=2)
 
-    net = cifar_resnet(20, num_classes=10)
+    net = cifar_resnet(20, num_classes=10).to(DEVICE)
     criterion = nn.CrossEntropyLoss()
     optimizer = torch.optim.SGD(
         net.parameters(), LR, momentum=0.9, weight_decay=5e-4, nesterov=True
@@ -84,7 +87,8 @@ def main() -> None:
         for epoch in range(1, args.epochs + 1):
             net.train()
             start, losses, correct = time.perf_counter(), 0.0, 0
-            for images, labels in train_loader:
+            for batch in train_loader:
+                images, labels = (part.to(DEVICE) for part in batch)
                 optimizer.zero_grad()
                 outputs = net(images)
                 loss = criterion(outputs, labels)

@@ -148,7 +148,7 @@ def _needed(axes: Axes, found: Noise, seeds: int, comparisons: int, say: Transla
     axes.set_title(say("Seeds that a difference needs"))
     axes.set_xlabel(say("true difference, points"))
     axes.set_ylabel(say("seeds of each setting"))
-    axes.legend(loc="upper right")
+    axes.legend(loc="upper center", bbox_to_anchor=(0.5, -0.2), ncols=2)
 
 
 def _pairs(axes: Axes, pairs: Sequence[Pair], found: Noise, seeds: int, say: Translate) -> None:
