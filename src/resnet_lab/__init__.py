@@ -1,8 +1,8 @@
 """resnet-lab from Python: `import resnet_lab as lab`.
 
-`run`, `sweep`, `load`, `table` and `compose` do what the commands do (see `resnet_lab.api`);
-`ResNet`, `Classifier` and `ImageDataModule` are for one's own code. Nothing is imported until it
-is used, so this import itself takes no time.
+`run`, `sweep`, `load`, `table` and `compose` do what the commands do (see `resnet_lab.api`), and
+`models` lists the published nets; `ResNet`, `Classifier` and `ImageDataModule` are for one's own
+code. Nothing is imported until it is used, so this import itself takes no time.
 """
 
 from importlib import import_module
@@ -28,7 +28,7 @@ _PLACES = {
     "resnet_lab.run.build": ("build_classifier", "build_data", "build_net"),
 }
 _MODULES = {name: module for module, names in _PLACES.items() for name in names}
-_ROOMS = ("run", "sweep")
+_ROOMS = ("models", "run", "sweep")
 
 __all__ = [
     "Classifier",
@@ -42,6 +42,7 @@ __all__ = [
     "build_net",
     "compose",
     "load",
+    "models",
     "run",
     "sweep",
     "table",
@@ -49,7 +50,7 @@ __all__ = [
 
 
 class Room(ModuleType):
-    """A package whose name is a verb, too: `resnet_lab.run` holds modules, and `run(...)` runs."""
+    """A package that can be called, too: `resnet_lab.run` holds modules, and `run(...)` runs."""
 
     def __call__(self, *overrides: str, **settings: Any) -> Any:
         """See the function of this name in `resnet_lab.api`."""

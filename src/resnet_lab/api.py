@@ -23,11 +23,13 @@ from resnet_lab.config import compose as composing
 from resnet_lab.config.compose import APP, CONF, VERSION_BASE, at_home, quoted
 from resnet_lab.config.errors import UserError
 from resnet_lab.config.messages import sentence
+from resnet_lab.config.suggest import offer
 from resnet_lab.report.runs import is_sweep
 from resnet_lab.results import Run, Sweep
 from resnet_lab.run.folder import RunFolder
 
 TRAIN = APP / "train.py"
+PUBLISHED = APP / "docs" / "models"  # run folders without their training; of a checkout alone
 INTERRUPTED = (130, -signal.SIGINT)
 
 
@@ -99,7 +101,7 @@ def load(
     The folder is read as data that anybody may have made: it runs no code of its own.
 
     Args:
-        folder: of the run.
+        folder: of the run; or the name of a published net, see `models`.
         checkpoint: other weights than those of its best epoch; a run that is not finished needs
             them named.
         overrides: key=value for its config below data and trainer, such as `data.root=...` where
@@ -109,6 +111,8 @@ def load(
     Raises:
         UserError: the folder is no run, or has no weights that fit.
     """
+    if not Path(folder).exists() and Path(folder).name == str(folder):
+        folder = _published(str(folder))
     if is_sweep(Path(folder)):
         raise UserError(
             f"{folder} is a sweep: load one of its jobs, or Sweep(...) for all of them."
@@ -116,6 +120,20 @@ def load(
     loaded = Run(Path(folder), checkpoint, overrides, trust)
     loaded.net.eval()
     return loaded
+
+
+def models() -> list[str]:
+    """The names of the published nets, which `load` takes; none where there is no checkout."""
+    return sorted(path.parent.name for path in PUBLISHED.glob("*/config.yaml"))
+
+
+def _published(name: str) -> Path:
+    """The folder of a published net; UserError where there is none of this name."""
+    names = models()
+    if name in names:
+        return PUBLISHED / name
+    why = offer(name, names) if names else "the published nets come with the repository."
+    raise UserError(f"{name}: there is no such folder, and no published net of this name; {why}")
 
 
 def compose(*overrides: str, **settings: Any) -> DictConfig:

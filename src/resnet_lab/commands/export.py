@@ -1,4 +1,4 @@
-"""The net as a file that needs none of this project."""
+"""The net as a file that needs none of this project, or as a folder for others who have it."""
 
 import argparse
 import hashlib
@@ -32,29 +32,37 @@ TOLERANCE = 1e-4
 def add(parser: argparse.ArgumentParser) -> None:
     describe(
         parser,
-        "Writes the net in float32, for batches of any size, and beside it FILE.json, which says "
-        "how an image becomes its input and what its outputs mean. The file is opened again and "
-        "its outputs are compared with the net's before the command says done. Nothing is "
-        "overwritten.",
+        "onnx and torch_export write the net in float32, for batches of any size, and beside it "
+        "FILE.json, which says how an image becomes its input and what its outputs mean. The file "
+        "is opened again and its outputs are compared with the net's before the command says done. "
+        "safetensors writes a small run folder for others: weights, config, figures and a README, "
+        "without paths of this machine. Nothing is overwritten.",
         "resnet-lab export RUN_DIR --format onnx\n"
-        "resnet-lab export RUN_DIR --format torch_export --out net.pt2",
+        "resnet-lab export RUN_DIR --format torch_export --out net.pt2\n"
+        "resnet-lab export RUN_DIR --format safetensors --out my-net",
     )
     add_run(parser)
     parser.add_argument(
         "--format",
-        choices=["onnx", "torch_export"],
+        choices=["onnx", "torch_export", "safetensors"],
         required=True,
         help="onnx: for onnxruntime and others (needs the extra [onnx]); torch_export: for "
-        "torch.export.load",
+        "torch.export.load; safetensors: a folder that every command and lab.load take as a run",
     )
     parser.add_argument(
-        "--out", type=Path, metavar="FILE", help="(RUN_DIR/export/<checkpoint>.onnx or .pt2)"
+        "--out",
+        type=Path,
+        metavar="PATH",
+        help="a file (RUN_DIR/export/<checkpoint>.onnx or .pt2), or with safetensors a folder "
+        "(RUN_DIR/export/<name of the run>)",
     )
 
 
 def run(options: argparse.Namespace) -> int:
     """The file gets its name when its outputs are found to agree with the net's."""
     kind, out = options.format, options.out
+    if kind == "safetensors":
+        return _publish(options)
     missing = [name for name in PACKAGES[kind] if importlib.util.find_spec(name) is None]
     if missing:
         raise UserError(
@@ -90,6 +98,28 @@ def run(options: argparse.Namespace) -> int:
         f"checked     largest difference of a logit {difference:.1e}, on batches of "
         f"{', '.join(map(str, BATCHES))} images"
     )
+    return 0
+
+
+def _publish(options: argparse.Namespace) -> int:
+    from resnet_lab.commands._new_folder import refuse_existing_folder
+    from resnet_lab.run.folder import RunFolder
+
+    run_dir: Path = options.run_dir
+    out = options.out or run_dir / "export" / run_dir.resolve().name
+    refuse_existing_folder(out)
+    status = RunFolder(run_dir).read_result().get("status", "finished")
+    if status != "finished":  # what is missing altogether, `load_run` says
+        raise UserError(f"{run_dir}: this run is {status}; only a finished one can be published.")
+
+    from resnet_lab.commands._publish import publish
+    from resnet_lab.run.load import load_run
+
+    run = load_run(run_dir, options.checkpoint, trust=options.trust)
+    tensors = publish(run, out, options.trust)
+    size = sum(file.stat().st_size for file in out.iterdir())
+    console.print(f"exported    {out} ({size / 1e6:.2f} MB)", soft_wrap=True)
+    console.print(f"checked     all {tensors} tensors were read again, the same bit for bit")
     return 0
 
 

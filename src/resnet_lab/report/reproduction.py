@@ -165,8 +165,8 @@ def _compare_code(run: Run, found: Reproduction) -> None:
     recorded, current = patch(run), checkout.patch()
     if recorded is None and then.endswith("-dirty"):
         found.unknown.append(
-            f"code: commit {_short(base)} was changed, and no code.patch tells how; it is of an "
-            "earlier version of this project"
+            f"code: commit {_short(base)} was changed, and no code.patch tells how: it is of an "
+            "earlier version of this project, or the run was published"
         )
     elif (recorded or "") != current:
         found.changes.append(Change("uncommitted changes", *_told_apart(recorded or "", current)))

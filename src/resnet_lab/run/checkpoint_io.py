@@ -1,12 +1,17 @@
-"""How checkpoints reach the disk, and come back from it."""
+"""How checkpoints and weights alone reach the disk, and come back from it."""
 
+import hashlib
 import logging
 import zipfile
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
 from lightning.fabric.plugins.io import CheckpointIO
+from safetensors import safe_open
+from safetensors.torch import save
 
 from resnet_lab.config.compose import pasted
 from resnet_lab.config.errors import UserError
@@ -14,6 +19,9 @@ from resnet_lab.files import replacing
 from resnet_lab.run.folder import RunFolder
 
 log = logging.getLogger(__name__)
+
+SAFETENSORS = ".safetensors"  # a file of weights alone
+CHECKSUM = "weights_sha256"  # in its metadata, see `fingerprint`: the format has no checksum
 
 
 class DurableCheckpointIO(CheckpointIO):
@@ -71,15 +79,67 @@ class DurableCheckpointIO(CheckpointIO):
 def load(path: str | Path) -> dict[str, Any]:
     """The contents of a checkpoint file, on the host; they must be plain data (`weights_only`).
 
-    ValueError where the file is missing or damaged: torch.load itself compares no checksum, and
+    UserError where the file is missing or damaged: torch.load itself compares no checksum, and
     most flipped bits would go unnoticed.
     """
-    try:
+    with _in_a_sentence(path):
         with zipfile.ZipFile(path) as archive:
             damaged = archive.testzip()
         if damaged is not None:
             raise zipfile.BadZipFile(f"wrong checksum of {damaged}")
         checkpoint: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
+    return checkpoint
+
+
+def load_weights(path: Path) -> dict[str, torch.Tensor]:
+    """The `state_dict` of a checkpoint file, or a file of weights alone (.safetensors), on the
+    host; UserError as from `load`."""
+    if path.suffix == SAFETENSORS:
+        return _load_safetensors(path)
+    checkpoint = load(path)
+    if not isinstance(checkpoint, dict) or not isinstance(checkpoint.get("state_dict"), dict):
+        raise UserError(f"{path} is no checkpoint of a run; name another one.")
+    weights: dict[str, torch.Tensor] = checkpoint["state_dict"]
+    return weights
+
+
+def save_weights(weights: Mapping[str, torch.Tensor], path: Path) -> None:
+    """Write a state dict as a .safetensors file, whole or not at all; `load_weights` reads it."""
+    # Copies: the format wants each tensor contiguous and with memory of its own.
+    alone = {
+        name: tensor.detach().cpu().clone(memory_format=torch.contiguous_format)
+        for name, tensor in weights.items()
+    }
+    content = save(alone, metadata={"format": "pt", CHECKSUM: fingerprint(alone)})
+    with replacing(path, "wb", durable=True) as file:
+        file.write(content)
+
+
+def fingerprint(weights: Mapping[str, torch.Tensor]) -> str:
+    """A SHA-256 of names, types, shapes and every bit of a state dict on the host."""
+    found = hashlib.sha256()
+    for name, tensor in sorted(weights.items()):
+        found.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
+        found.update(tensor.contiguous().reshape(-1).view(torch.uint8).numpy().data)
+    return found.hexdigest()
+
+
+def _load_safetensors(path: Path) -> dict[str, torch.Tensor]:
+    """The tensors of the file; a checksum that stands in its metadata must be theirs."""
+    with _in_a_sentence(path):
+        with safe_open(path, framework="pt", device="cpu") as file:
+            weights = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+            checksum = (file.metadata() or {}).get(CHECKSUM)
+        if checksum not in (None, fingerprint(weights)):
+            raise ValueError("wrong checksum")
+    return weights
+
+
+@contextmanager
+def _in_a_sentence(path: str | Path) -> Iterator[None]:
+    """What a file that is missing or damaged leads its readers to becomes a UserError."""
+    try:
+        yield
     except FileNotFoundError as error:
         raise UserError(f"{path}: there is no such checkpoint.") from error
     except Exception as error:  # whatever the bytes lead these readers to
@@ -87,16 +147,6 @@ def load(path: str | Path) -> dict[str, Any]:
         raise UserError(
             f"{path} is damaged, or no checkpoint of a run ({reason[0]}); name another one."
         ) from error
-    return checkpoint
-
-
-def load_weights(path: Path) -> dict[str, torch.Tensor]:
-    """The `state_dict` of a checkpoint file, on the host; ValueError as from `load`."""
-    checkpoint = load(path)
-    if not isinstance(checkpoint, dict) or not isinstance(checkpoint.get("state_dict"), dict):
-        raise UserError(f"{path} is no checkpoint of a run; name another one.")
-    weights: dict[str, torch.Tensor] = checkpoint["state_dict"]
-    return weights
 
 
 def newest(folder: RunFolder) -> tuple[Path, dict[str, Any]]:
