@@ -80,3 +80,16 @@ def test_other_warnings_of_a_drawing_are_not_lost(tmp_path: Path) -> None:
 
     with pytest.warns(UserWarning, match="identical low and high xlims"):
         charts.write_png(tmp_path / "picture.png", draw)
+
+
+def test_the_title_of_one_picture_is_all_there():
+    tile = charts.Tile(np.zeros((8, 16, 3), np.uint8), "one.png")
+    figure = charts.grid([tile], "1 image; dashed: what the net sees", side=1.6, seen=1.0)
+    figure.canvas.draw()
+    box = figure.axes[0].title.get_window_extent()  # all titles are on the left
+    left = figure.axes[0]._left_title.get_window_extent()
+    box = left if left.width > box.width else box
+    assert 0 <= box.x0 < box.x1 <= figure.bbox.width
+    assert charts.is_cut(tile.picture, 1.0)
+    assert not charts.is_cut(np.zeros((8, 8, 3), np.uint8), 1.0)
+    assert not charts.is_cut(None, 1.0)

@@ -25,6 +25,7 @@ from resnet_lab.report.runs import Run
 from resnet_lab.run import checkout
 from resnet_lab.run.folder import RunFolder
 from resnet_lab.run.record import Record
+from resnet_lab.run.state import State
 
 
 @pytest.fixture
@@ -108,6 +109,15 @@ def test_the_interval_of_a_difference(outputs):
     assert 0.02 < high < 0.07  # where the usual formula says that nothing can differ
     change(two, data="cifar10")
     assert difference_interval(read(one), read(two), "test") is None
+
+
+def test_a_run_in_progress_is_not_told_apart_by_what_is_counted_at_its_end(outputs):
+    one = make_run(outputs / "one", n_train=1280, compiled=False)
+    two = make_run(outputs / "two", n_train=1294)
+    runs = [read(one), read(two)]
+    assert told(runs)["data"] == {"n_train": ("1280", "1294")}
+    runs[1].state = State.RUNNING
+    assert not told(runs).keys() & {"data", "machine"}
 
 
 def test_code_patches_are_compared_by_file(outputs):

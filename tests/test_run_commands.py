@@ -363,6 +363,10 @@ def test_predict_reads_every_kind_of_picture_and_survives_broken_ones(
     assert "labels.json is there already" in refused(capsys, *asked, "--out", out)
     assert "grid.png is there already" in refused(capsys, *asked, "--grid", grid)
 
+    nothing = tmp_path / "nothing.png"  # a picture of nothing would be in the way of the next try
+    assert main(["predict", str(run_dir), str(tmp_path / "absent"), "--grid", str(nothing)]) == 1
+    assert not nothing.exists()
+
 
 def test_predict_sees_what_evaluation_sees_of_a_large_picture(tmp_path):
     """Above 64 pixels: the central 224/256, resized in one step."""
@@ -578,6 +582,16 @@ def test_own_code_is_run_where_the_user_trusts_it(copy, capsys, tmp_path, monkey
 
 
 # ------------------------------------------------------------------ the command line
+
+
+def test_foreign_code_is_refused_before_torch_is_imported(copy, tmp_path):
+    cfg = OmegaConf.load(copy / "config.yaml")
+    cfg.model = {"_target_": "my_nets.Mine", "num_classes": 10}
+    OmegaConf.save(cfg, copy / "config.yaml")
+    for command in (["evaluate", copy], ["predict", copy, "a.png"]):
+        done = without_torch(tmp_path, *map(str, command), script=CLI)
+        assert done.returncode == 1
+        assert "my_nets.Mine is none of the names" in done.stderr
 
 
 def test_help_and_mistakes_need_no_torch(tmp_path):

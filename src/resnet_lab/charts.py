@@ -155,7 +155,8 @@ def grid(
     head = line if any(tile.above for tile in tiles) else 0.0
     foot = line * (max(tile.below.count("\n") for tile in tiles) + 1)
     pitch = 1.06, 1.06 + head + foot  # of columns and rows
-    size = side * 1.06 * columns, side * pitch[1] * rows + 0.35
+    width = max(side * 1.06 * columns, 0.12 * len(title))  # of one picture, too, all of its title
+    size = width, side * pitch[1] * rows + 0.35
     figure = Figure(figsize=size, layout="constrained")
     axes = figure.add_subplot()
     for number, tile in enumerate(tiles):
@@ -171,10 +172,15 @@ def grid(
             _place(axes, tile.picture, x, y, seen)
     axes.set_xlim(0, columns * pitch[0] - 0.06)
     axes.set_ylim(rows * pitch[1], 0)
-    axes.set_aspect("equal")
+    axes.set_aspect("equal", anchor="W")
     axes.axis("off")
     axes.set_title(title)
     return figure
+
+
+def is_cut(picture: np.ndarray | None, seen: float) -> bool:
+    """Whether the net sees less than all of a picture; see `grid` for `seen`."""
+    return picture is not None and seen * min(picture.shape[:2]) < max(picture.shape[:2])
 
 
 def _place(axes: Axes, picture: np.ndarray, x: float, y: float, seen: float) -> None:
@@ -186,7 +192,7 @@ def _place(axes: Axes, picture: np.ndarray, x: float, y: float, seen: float) -> 
     extent = (x - across, x + across, y + down, y - down)
     axes.imshow(picture, extent=extent, interpolation=smooth)
     half = seen * shorter / longer / 2
-    if half < 0.5:
+    if is_cut(picture, seen):
         for colour, line in ((INK, "-"), ("white", (0, (3, 3)))):
             corner = (x - half, y - half)
             axes.add_patch(

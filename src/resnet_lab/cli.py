@@ -51,6 +51,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
             command.set_defaults(run=module.run)
             usage = command.format_usage()
 
+    if not words:
+        parser.error("name a command; resnet-lab --help lists them")
     options, rest = parser.parse_known_args(words)
     if rest and (any(word.startswith("-") for word in rest) or "overrides" not in options):
         if "KEY=VALUE" in usage:

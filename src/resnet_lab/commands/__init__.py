@@ -1,6 +1,7 @@
 """What several commands share: texts of --help, arguments, and how they refuse to overwrite."""
 
 import argparse
+from collections.abc import Sequence
 from pathlib import Path
 from textwrap import fill
 
@@ -38,6 +39,15 @@ def add_run(parser: argparse.ArgumentParser) -> None:
         help="a package of your own that the run's config may name; may be given several times. "
         "Other code than this project's, torch's and Lightning's is not run without it",
     )
+
+
+def check_trust(run_dir: Path, trust: Sequence[str]) -> None:
+    """What `run.load.load_run` says of no run, and of foreign code, before torch is imported."""
+    from resnet_lab.run.folder import SECTIONS, RunFolder, check_trusted
+
+    folder = RunFolder(run_dir)
+    config = {k: v for k, v in folder.read_config().items() if k in SECTIONS}
+    check_trusted(config, folder.config, trust)
 
 
 def refuse_existing(*paths: Path | None) -> None:

@@ -51,6 +51,11 @@ def run(options: argparse.Namespace) -> int:
             "Compare runs with runs, or sweeps with sweeps: a job of a sweep is a run, as "
             f"{printable(str(sweeps[0]))}/JOB."
         )
+    if not sweeps and len(folders) > MOST_RUNS:
+        raise UserError(
+            f"{len(folders)} runs are more than {MOST_RUNS}, which is what one table can show; "
+            "`resnet-lab report` compares many."
+        )
     for n, folder in enumerate(folders):
         console.print(f"{letter(n):<3} {printable(str(folder))}", soft_wrap=True)
     if sweeps:
@@ -58,11 +63,6 @@ def run(options: argparse.Namespace) -> int:
             _show_sweeps(sweeps[0], folder, n)
         runs = Catalogue(folders).read()
     else:
-        if len(folders) > MOST_RUNS:
-            raise UserError(
-                f"{len(folders)} runs are more than {MOST_RUNS}, which is what one table can show; "
-                "`resnet-lab report` compares many."
-            )
         runs = [run for folder in folders for run in Catalogue([folder]).read()]
         _show_runs(compare(runs), len(runs))
     if options.png:

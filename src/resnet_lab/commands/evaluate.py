@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from rich.table import Table
 
-from resnet_lab.commands import add_overrides, add_run, describe
+from resnet_lab.commands import add_overrides, add_run, check_trust, describe
 from resnet_lab.config.errors import UserError
 from resnet_lab.screen import console
 
@@ -53,6 +53,9 @@ def add(parser: argparse.ArgumentParser) -> None:
 
 def run(options: argparse.Namespace) -> int:
     """Score the run; writes evaluation.json (shares from 0 to 1) and confusion_matrix.csv."""
+    if not options.overrides:  # which may take foreign code out
+        check_trust(options.run_dir, options.trust)
+
     from resnet_lab.files import write_json
     from resnet_lab.run.folder import RunFolder
     from resnet_lab.run.images import open_split

@@ -10,7 +10,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from resnet_lab.commands import add_run, describe, refuse_existing
+from resnet_lab.commands import add_run, check_trust, describe, refuse_existing
 from resnet_lab.config.errors import UserError
 from resnet_lab.data.decode import evaluation_zoom
 from resnet_lab.files import write_json
@@ -61,6 +61,7 @@ def add(parser: argparse.ArgumentParser) -> None:
 def run(options: argparse.Namespace) -> int:
     """The file gets its name when its outputs are found to agree with the net's."""
     kind, out = options.format, options.out
+    check_trust(options.run_dir, options.trust)
     if kind == "safetensors":
         return _publish(options)
     missing = [name for name in PACKAGES[kind] if importlib.util.find_spec(name) is None]

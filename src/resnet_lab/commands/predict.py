@@ -11,7 +11,7 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
 
-from resnet_lab.commands import add_run, describe, refuse_existing
+from resnet_lab.commands import add_run, check_trust, describe, refuse_existing
 from resnet_lab.config.errors import UserError
 from resnet_lab.data.decode import evaluation_zoom
 from resnet_lab.data.statistics import evenly_spaced
@@ -90,6 +90,7 @@ def run(options: argparse.Namespace) -> int:
     if options.explain is not None and options.explain == options.grid:
         raise UserError("--grid and --explain need two files.")
     refuse_existing(options.out, options.grid, options.explain)
+    check_trust(options.run_dir, options.trust)
 
     from resnet_lab.data.cache import progress
     from resnet_lab.run import machine
@@ -128,7 +129,7 @@ def run(options: argparse.Namespace) -> int:
                 tiles.append(tile(picture, labels, run.class_names))
             if number in to_explain and picture.error is None:
                 explained.append(picture)
-    if options.grid is not None:
+    if options.grid is not None and failed < len(files):
         _write_grid(options.grid, tiles, len(files), evaluation_zoom(run.cfg.data.image_size))
     if layer is not None and explained:
         _write_explained(options.explain, run, layer, explained, options.language)
@@ -180,8 +181,10 @@ def _write_grid(path: Path, tiles: list["Tile"], n: int, seen: float) -> None:
     """A PNG of the tiles, which are some of `n`; see `charts.grid` for `seen`."""
     from resnet_lab import charts
 
-    number = f"{len(tiles):,} of {n:,} images" if len(tiles) < n else f"{n:,} images"
-    title = f"{number}; dashed: what the net sees"
+    images = "image" if n == 1 else "images"
+    title = f"{len(tiles):,} of {n:,} {images}" if len(tiles) < n else f"{n:,} {images}"
+    if any(charts.is_cut(tile.picture, seen) for tile in tiles):
+        title += "; dashed: what the net sees"
     columns = min(8, math.ceil(math.sqrt(len(tiles) * 1.3)))
     path.parent.mkdir(parents=True, exist_ok=True)
     charts.write_png(path, lambda: charts.grid(tiles, title, columns=columns, side=1.6, seen=seen))

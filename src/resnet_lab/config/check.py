@@ -103,7 +103,8 @@ def _contradictions(cfg: DictConfig, training: bool) -> Iterator[str]:
                 yield (
                     f"data.root={root}: there is no folder {folder}; data.root must hold train/ "
                     "and test/ (and may hold val/), each with one folder of images per class. "
-                    "Without test/: data.test_size=0.1, or data.test_split=val."
+                    "Without test/: data.test_size=0.1, or data.test_split=val. Without both: "
+                    "resnet-lab split FOLDER makes them."
                 )
                 break
 

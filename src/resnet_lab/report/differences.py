@@ -13,6 +13,7 @@ from resnet_lab.report.row import columns_of_config
 from resnet_lab.report.runs import PLACES, Run
 from resnet_lab.run.checkout import MOST_PATCH, files_of
 from resnet_lab.run.folder import RunFolder
+from resnet_lab.run.state import State
 
 ABSENT = "-"  # in place of what a run does not have
 NORMAL = 1.959964  # the 97.5% point
@@ -22,6 +23,8 @@ FIGURES = (
 )
 _DATA = ("data", "n_train", "n_val", "n_test", "data_identity")
 _MACHINE = ("device_name", "devices", "precision", "compiled")
+# Of a run in progress: the images that there are, not those that were counted, and nothing yet.
+_AT_THE_END = ("n_train", "n_val", "n_test", "compiled")
 _IDENTITY_NOTE = (
     "data_identity is made of the classes, all labels and the pixels of a few images of each "
     "split: runs of the same one have, as far as it can be told, the same images."
@@ -252,6 +255,8 @@ def _spelled(key: str, value: Any) -> str:
 
 
 def _of_result(runs: Sequence[Run], keys: Sequence[str]) -> list[Line]:
+    if any(run.state == State.RUNNING for run in runs):
+        keys = [key for key in keys if key not in _AT_THE_END]
     return _lines(runs, keys, lambda n, key: runs[n].result.get(key, _NOTHING))
 
 

@@ -5,14 +5,14 @@ import logging
 import os
 import sys
 import time
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 from resnet_lab.config.compose import APP, PACKAGE
 from resnet_lab.config.errors import UserError
-from resnet_lab.config.untrusted import read_yaml
+from resnet_lab.config.untrusted import check_names, read_yaml
 from resnet_lab.files import is_cache_folder, printable, read_json, read_rows, write_json
 from resnet_lab.run import distributed
 from resnet_lab.run.state import State
@@ -223,6 +223,17 @@ class RunFolder:
         finally:
             locks.discard(descriptor)
             os.close(descriptor)
+
+
+def check_trusted(own: dict[str, Any], path: Path, trust: Sequence[str]) -> None:
+    """Raise UserError where the config at `path` names code that may not run.
+
+    Args:
+        own: what is used of it.
+        trust: packages that it may name besides `untrusted.NAMES`.
+    """
+    packages = [f"{package}." for package in trust]
+    check_names(own, path, packages, "If it is your own code, say so: --trust PACKAGE")
 
 
 def keep_at_home(own: dict[str, Any], typed: Collection[str], cache_dir: str) -> None:

@@ -21,10 +21,8 @@ from resnet_lab.config.suggest import offer
 from resnet_lab.data.datamodule import ImageDataModule
 from resnet_lab.run import checkpoint_io
 from resnet_lab.run.build import build_classifier, build_data, build_net
-from resnet_lab.run.folder import SECTIONS, RunFolder, keep_at_home
+from resnet_lab.run.folder import SECTIONS, RunFolder, check_trusted, keep_at_home
 from resnet_lab.run.machine import allow_tf32, keep_freed_memory, on_cuda
-
-HOW_TO_TRUST = "If it is your own code, say so: --trust PACKAGE"
 
 
 @dataclass
@@ -78,8 +76,7 @@ def load_run(
     typed = apply_overrides(own, overrides, ("data", "trainer"))
     keep_at_home(own, typed, OmegaConf.load(CONF / "train.yaml").data.cache_dir)
     untrusted.check_values(own, folder.config)
-    packages = [f"{package}." for package in trust]
-    untrusted.check_names(own, folder.config, packages, HOW_TO_TRUST)
+    check_trusted(own, folder.config, trust)
     if faults := list(net_faults(own["model"])):
         raise UserError(f"{folder.config}: {' '.join(faults)}")
     cfg = OmegaConf.create(own)
