@@ -16,7 +16,7 @@ import resnet_lab as lab
 from resnet_lab import api
 from resnet_lab.cli import main
 from resnet_lab.commands import _publish
-from resnet_lab.run import checkpoint_io
+from resnet_lab.run import build, checkpoint_io
 
 FILES = ["README.md", "config.yaml", "metrics.csv", "model.safetensors", "result.json"]
 
@@ -285,3 +285,10 @@ def test_what_is_published_here(name, tmp_path):
     config, command = (folder / "config.yaml").read_text(), run.result["command"]
     assert yaml.safe_load(config) == _publish.public_config(yaml.safe_load(config))
     assert command == _publish.public_command(command)
+
+
+def test_a_published_net_is_a_trunk(published, config):
+    trunk = build.build(config("model=pretrained", f"model.trunk={published}")).net.trunk
+    given = load_file(published / "model.safetensors")
+    for name, tensor in trunk.state_dict().items():
+        assert torch.equal(tensor, given[f"net.{name}"]), name

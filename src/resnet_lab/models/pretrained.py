@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 
 import torch
 from filelock import FileLock
+from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from resnet_lab.config.errors import UserError
@@ -248,15 +249,18 @@ def read(file: Path) -> dict[str, Tensor]:
     """The tensors of a trunk in `file`, by their names in the trunk, and whatever else it holds.
 
     Args:
-        file: a state dict as torchvision publishes them, or a checkpoint made here, of any net; of
-            a pretrained one its trunk is taken.
+        file: a state dict as torchvision publishes them (.pth or .safetensors), or a checkpoint
+            made here, of any net; of a pretrained one its trunk is taken.
 
     Raises:
         UserError: it cannot be read.
     """
     try:
-        content = torch.load(file, map_location="cpu", weights_only=True)
-        tensors: dict[str, Tensor] = dict(content.get("state_dict", content))
+        if file.suffix == ".safetensors":
+            tensors: dict[str, Tensor] = load_file(file)
+        else:
+            content = torch.load(file, map_location="cpu", weights_only=True)
+            tensors = dict(content.get("state_dict", content))
     except Exception as error:  # a damaged file raises anything
         raise UserError(
             f"model.weights={file}: cannot be read ({_reason(error)}); it must be a state dict, "
