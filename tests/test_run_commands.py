@@ -584,6 +584,15 @@ def test_own_code_is_run_where_the_user_trusts_it(copy, capsys, tmp_path, monkey
 # ------------------------------------------------------------------ the command line
 
 
+def test_predict_needs_no_data_of_the_run(copy, tmp_path):
+    cfg = OmegaConf.load(copy / "config.yaml")
+    cfg.data.root = cfg.data.source.root = str(tmp_path / "moved")
+    cfg.data.source._target_ = "resnet_lab.data.sources.ImageFolder"
+    OmegaConf.save(cfg, copy / "config.yaml")
+    Image.new("RGB", (32, 32)).save(tmp_path / "a.png")
+    assert main(["predict", str(copy), str(tmp_path / "a.png"), "--device", "cpu"]) == 0
+
+
 def test_foreign_code_is_refused_before_torch_is_imported(copy, tmp_path):
     cfg = OmegaConf.load(copy / "config.yaml")
     cfg.model = {"_target_": "my_nets.Mine", "num_classes": 10}

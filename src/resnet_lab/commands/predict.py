@@ -98,8 +98,10 @@ def run(options: argparse.Namespace) -> int:
     from resnet_lab.run.predict import decoded, find, labelled, tile
 
     device = machine.named(options.device)
-    on_cpu = ["trainer.accelerator=cpu"] if device.type == "cpu" else []
-    run = load_run(options.run_dir, options.checkpoint, on_cpu, trust=options.trust)
+    accelerator = "cpu" if device.type == "cpu" else "auto"
+    run = load_run(
+        options.run_dir, options.checkpoint, trust=options.trust, accelerator=accelerator
+    )
     machine.allow_tf32(False)
     files = [file for path in options.paths for file in find(path)]
     shown = set(evenly_spaced(len(files), MOST_IN_GRID)) if options.grid is not None else set()

@@ -48,6 +48,7 @@ def load_run(
     checkpoint: Path | None = None,
     overrides: Sequence[str] = (),
     trust: Sequence[str] = (),
+    accelerator: str = "auto",
 ) -> Finished:
     """The run in `run_dir`, from this folder alone, with the weights that training chose.
 
@@ -57,6 +58,8 @@ def load_run(
         overrides: key=value for keys of its config below data and trainer. The trainer's
             accelerator is auto and devices 1 before they are applied: the machine may be another.
         trust: packages that its config may name besides `untrusted.NAMES`.
+        accelerator: of the trainer. Unlike an override it asks for no data: images to predict need
+            none.
 
     Returns:
         The net is in evaluation mode, on the CPU.
@@ -70,7 +73,7 @@ def load_run(
     own = {k: v for k, v in folder.read_config().items() if k in (*SECTIONS, "seed")}
     own |= {"callbacks": {}, "logger": {}}
     own["trainer"] |= {
-        **{"accelerator": "auto", "devices": 1, "num_nodes": 1, "strategy": "auto"},
+        **{"accelerator": accelerator, "devices": 1, "num_nodes": 1, "strategy": "auto"},
         **{"profiler": None, "default_root_dir": None},
     }
     typed = apply_overrides(own, overrides, ("data", "trainer"))
