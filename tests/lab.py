@@ -202,6 +202,21 @@ def without_torch(
 # What a run leaves
 
 
+def refused(capsys: pytest.CaptureFixture[str], *arguments: object) -> str:
+    """The sentence with which `resnet-lab ARGUMENTS` ends in this process, having done nothing."""
+    from resnet_lab.cli import main
+
+    capsys.readouterr()  # of earlier commands
+    with pytest.raises(SystemExit) as end:
+        main([str(argument) for argument in arguments])
+    message = end.value.code
+    assert isinstance(message, str)
+    assert message.startswith("error: ")
+    assert "\n" not in message
+    assert capsys.readouterr().out == ""
+    return message
+
+
 def read_csv(path: Path) -> list[dict[str, str]]:
     with path.open(newline="") as file:
         return list(csv.DictReader(file))

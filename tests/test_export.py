@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
-from lab import read_result, resumed_by_command
+from lab import read_result, refused, resumed_by_command
 from omegaconf import OmegaConf
 from PIL import Image
 from safetensors.torch import load_file
@@ -42,17 +42,6 @@ def shelf(published, monkeypatch) -> Path:
     """The folder of `published` stands for docs/models."""
     monkeypatch.setattr(api, "PUBLISHED", published.parent)
     return published.parent
-
-
-def refused(capsys, *arguments: object) -> str:
-    capsys.readouterr()
-    with pytest.raises(SystemExit) as end:
-        main([str(argument) for argument in arguments])
-    message = end.value.code
-    assert isinstance(message, str)
-    assert message.startswith("error: ")
-    assert "\n" not in message
-    return message
 
 
 # ------------------------------------------------------------------ the folder

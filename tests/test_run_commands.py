@@ -21,6 +21,7 @@ from lab import (
     composed,
     read_csv,
     read_result,
+    refused,
     slow_except,
     without_torch,
 )
@@ -73,19 +74,6 @@ def probabilities(run_dir, digits):
     images = (torch.tensor(digits[0]).permute(0, 3, 1, 2) / 255 - mean) / std
     with torch.no_grad():
         return torch.stack([run.net(i).softmax(1) for i in (images, images.flip(3))])
-
-
-def refused(capsys, *arguments: object) -> str:
-    """The sentence with which the command ends, having done nothing."""
-    capsys.readouterr()  # of earlier commands
-    with pytest.raises(SystemExit) as end:
-        main([str(argument) for argument in arguments])
-    message = end.value.code
-    assert isinstance(message, str)
-    assert message.startswith("error: ")
-    assert "\n" not in message
-    assert capsys.readouterr().out == ""
-    return message
 
 
 def evaluated(run_dir: Path, *arguments: str) -> tuple[dict[str, Any], Path]:

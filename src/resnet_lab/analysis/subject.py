@@ -80,8 +80,8 @@ def open_subject(
         UserError: the run cannot be loaded, or it has no such images.
     """
     chosen = machine.named(device)
-    on_cpu = ["trainer.accelerator=cpu"] if chosen.type == "cpu" else []
-    run = load_run(run_dir, checkpoint, [*overrides, *on_cpu], trust)
+    accelerator = "cpu" if chosen.type == "cpu" else "auto"
+    run = load_run(run_dir, checkpoint, overrides, trust, accelerator)
     machine.allow_tf32(False)
     open_split(run, split, images)
     data = run.datamodule

@@ -6,6 +6,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from resnet_lab.commands import check_trust
 from resnet_lab.config.compose import quoted
 from resnet_lab.config.errors import UserError
 from resnet_lab.files import write_rows
@@ -66,10 +67,13 @@ def add_out(parser: argparse.ArgumentParser) -> None:
 
 def subjects(options: argparse.Namespace) -> "list[Subject]":
     """The runs of `add_runs` with the images of `add_images`."""
-    from resnet_lab.analysis.subject import open_subject
-
     if options.images is not None and options.images < 1:
         raise UserError(f"--images {options.images}: must be 1 or more.")
+    for run_dir in options.run_dirs:
+        check_trust(run_dir, options.trust)
+
+    from resnet_lab.analysis.subject import open_subject
+
     return [
         open_subject(
             run_dir,
